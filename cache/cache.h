@@ -1,0 +1,122 @@
+/*
+ * cache: who owns which page of KV memory.
+ *
+ * Theory of operation. Physical memory is `n_pages` pages, each reference-counted. A sequence's share of the cache is an
+ * *entry*: an array of the pages that hold its KV from position 0 on, and `n_valid`, how many of its tokens have KV in
+ * them. Group g (16 tokens) of an entry lies at bytes [g, g+1) * group_bytes of the entry's pages laid end to end; pages
+ * need not end where groups end.
+ *
+ * An entry in use by the batch is *pinned* and has a *slot*, a virtual range under which its pages are mapped in order. An
+ * idle entry keeps its pages and, while no one else needs it, its slot; idle entries form one LRU list. When pages run out,
+ * the least recently used idle entry loses pages from its tail until there is enough: what is left is a valid prefix. When
+ * slots run out the least recently used idle holder of a slot loses its slot, not its pages.
+ *
+ * Pages are shared between entries by fork, and copied before the first write (any page that holds a byte of a group which
+ * is about to be written and has more than one owner).
+ *
+ * A page whose last owner let go of it stays mapped where it was until somebody needs it. One page is never mapped at two
+ * places except under the slots of several owners.
+ *
+ * The cache follows no device pointer: it decides, and appends kv_commands to a list that the engine executes before the
+ * forward pass. Every operation is O(1) or O(pages that it moves). Nothing allocates but create, entry_create, entry_reserve and
+ * fork. Not thread-safe: the engine calls it under its lock.
+ */
+#ifndef PERCH_CACHE_CACHE_H
+#define PERCH_CACHE_CACHE_H
+
+#include "base/base.h"
+#include "base/kv_command.h"
+
+typedef struct cache cache;
+typedef struct cache_entry cache_entry;
+
+#define CACHE_NO_SLOT UINT32_MAX
+
+typedef struct cache_config {
+    uint64_t page_bytes;
+    uint64_t group_bytes;
+    uint32_t n_pages;
+    uint32_t n_slots;
+    uint32_t session_len; /* tokens; sizes a slot: ceil(ceil(session_len / 16) * group_bytes / page_bytes) pages */
+    uint32_t chunk_pages; /* an entry grows by multiples of this (capped at the slot); 0 = the whole slot at once */
+} cache_config;
+
+typedef struct cache_stats {
+    uint32_t n_pages, n_free;
+    uint32_t n_pinned;           /* pages with a pinned owner */
+    uint32_t n_idle;             /* pages with idle owners only: n_free + n_pinned + n_idle = n_pages */
+    uint32_t n_slots, n_slots_pinned;
+    uint64_t n_resident_entries; /* idle entries that hold pages */
+    uint64_t evictions, evicted_pages, copied_pages, maps, unmaps; /* since create */
+} cache_stats;
+
+/* E_INVALID where the configuration makes no sense or one full-length sequence does not fit n_pages; E_NOMEM. */
+perch_status cache_create(const cache_config *config, cache **out, perch_error *err);
+void cache_destroy(cache *c); /* after its entries; NULL is fine */
+
+uint32_t cache_pages_per_slot(const cache_config *config); /* 0 on overflow */
+
+/* An empty idle entry, some tens of bytes. destroy lets go of its pages; it must not be pinned. */
+perch_status cache_entry_create(cache *c, cache_entry **out, perch_error *err);
+void cache_entry_destroy(cache *c, cache_entry *e);
+
+/*
+ * Gives the entry its page array (pages_per_slot numbers), which pin and extend need; released again when the entry holds
+ * no page, is unpinned and entry_release was called as often as entry_reserve. Host calls only: it allocates.
+ */
+perch_status cache_entry_reserve(cache *c, cache_entry *e, perch_error *err);
+void cache_entry_release(cache *c, cache_entry *e);
+
+uint32_t cache_entry_n_valid(const cache_entry *e);
+uint32_t cache_entry_n_pages(const cache_entry *e);
+uint64_t cache_entry_n_evictions(const cache_entry *e); /* times it lost pages to someone else */
+uint32_t cache_entry_slot(const cache_entry *e);        /* CACHE_NO_SLOT if it has none */
+bool cache_entry_pinned(const cache_entry *e);
+
+/*
+ * Would pin + extend(n_tokens) succeed now, if pages `reserved` of those that are free or idle are left alone? The entry may
+ * be pinned or idle; chunk rounding and copy-on-write counted.
+ */
+bool cache_can_hold(const cache *c, const cache_entry *e, uint32_t n_tokens, uint32_t reserved);
+
+/* Pins an idle, reserved entry, finds it a slot and maps its pages. E_AGAIN: every slot is pinned (nothing changed). */
+perch_status cache_pin(cache *c, cache_entry *e);
+
+/*
+ * Makes the pinned entry ready for its tokens [n_valid, n_tokens) to be written: pages for all n_tokens exist, are mapped,
+ * and those that the write touches are its own. Evicts idle entries as needed. E_AGAIN: not enough free or idle pages
+ * (nothing changed, not even evictions).
+ */
+perch_status cache_extend(cache *c, cache_entry *e, uint32_t n_tokens);
+
+/* The KV of tokens [0, n_valid) is now written. At most what extend made room for. */
+void cache_commit(cache_entry *e, uint32_t n_valid);
+
+/* Idle again, most recently used. Keeps pages and slot until someone needs them. */
+void cache_unpin(cache *c, cache_entry *e);
+
+/* Only the first n_tokens count from now on (n_valid = min); pages wholly behind them are freed. Pinned or idle. */
+void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens);
+
+/*
+ * child (empty, idle) gets the parent's first min(n_tokens, n_valid) tokens by sharing the pages that hold them. The parent
+ * may be pinned. Reserves the child's page array as entry_reserve does and releases it again. E_NOMEM: nothing changed.
+ */
+perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint32_t n_tokens, perch_error *err);
+
+/* The least recently used idle entry loses pages from its tail until it has keep_pages. For tests and hosts' own policies. */
+bool cache_evict_one(cache *c, uint32_t keep_pages);
+
+/* The commands since the last clear, in order; borrowed until the next call that changes the cache. */
+const kv_command *cache_commands(const cache *c, size_t *n);
+void cache_commands_clear(cache *c);
+
+void cache_stats_get(const cache *c, cache_stats *out);
+
+/* Host bytes cache_create takes, for the memory plan. */
+uint64_t cache_host_bytes(const cache_config *config);
+
+/* Checks every invariant in O(everything): NULL, or a static sentence that says which is broken. For tests. */
+const char *cache_check(const cache *c);
+
+#endif

@@ -1,0 +1,22 @@
+# perch_sources(file...): adds sources of the current folder to the library.
+function(perch_sources)
+  foreach(file IN LISTS ARGN)
+    target_sources(perch_objects PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/${file}")
+  endforeach()
+endfunction()
+
+# perch_unit_test(NAME file... [LABELS ...]): a CUnit program that sees the library's internals; run by ctest.
+function(perch_unit_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS" ${ARGN})
+  if(NOT PERCH_BUILD_TESTS)
+    return()
+  endif()
+  add_executable(${name} ${ARG_UNPARSED_ARGUMENTS})
+  target_link_libraries(${name} PRIVATE perch_static perch_test_support perch_warnings)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}")
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 600)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "unit;${ARG_LABELS}" SKIP_RETURN_CODE 77)
+endfunction()
