@@ -5,6 +5,7 @@
 #include "base/base.h"
 
 #define MODEL_MAX_EOS 16
+#define MODEL_MAX_LAYERS 1024
 
 typedef enum model_arch { MODEL_LLAMA = 0, MODEL_MISTRAL, MODEL_QWEN2, MODEL_QWEN3 } model_arch;
 
@@ -38,8 +39,8 @@ typedef struct model_config {
     bool mlp_bias;
     bool qk_norm; /* Qwen3 */
     bool tied_embeddings;
-    uint32_t window;             /* sliding window in tokens, 0 = none */
-    uint32_t first_window_layer; /* layers below see everything (Qwen2's max_window_layers) */
+    uint32_t window;             /* sliding window in tokens, 0 = none in any layer */
+    uint64_t windowed[MODEL_MAX_LAYERS / 64]; /* bit l: layer l has the window; ask model_layer_window */
     int32_t bos;                 /* -1 = none */
     int32_t eos[MODEL_MAX_EOS];  /* config.json and generation_config.json together */
     uint32_t n_eos;
@@ -57,6 +58,9 @@ perch_status model_config_parse(const char *json, size_t n_bytes, const char *ge
                                 const char *name, model_config *out, perch_error *err);
 
 const char *model_arch_name(model_arch arch); /* "llama", … */
+
+/* The sliding window of a layer in tokens, 0 = it sees everything. */
+uint32_t model_layer_window(const model_config *config, uint32_t layer);
 uint64_t model_n_parameters(const model_config *config);
 
 #endif
