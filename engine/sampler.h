@@ -59,7 +59,10 @@ perch_status stop_matcher_create(const char *const *strings, size_t n, stop_matc
 void stop_matcher_destroy(stop_matcher *m);
 perch_status stop_matcher_clone(const stop_matcher *m, stop_matcher **out, perch_error *err);
 
-/* Takes bytes[n]; true once a stop string is complete (the earliest start wins, then the longest). Allocates nothing. */
+/*
+ * Takes bytes[n]; true once a stop string is complete. The first to be complete wins, of several at one byte the longest;
+ * so how the text is cut into pushes doesn't matter. Bytes behind a match are not looked at. Allocates nothing.
+ */
 bool stop_matcher_push(stop_matcher *m, const char *bytes, size_t n);
 
 /* Bytes pushed so far that are certain not to belong to a stop string (after a match: those before it). */

@@ -1,0 +1,48 @@
+/*
+ * candidates: the tokens that may still be chosen, and the filters that narrow them down: top-k, typical, top-p, min-p.
+ * The set stays in ascending order of token id whatever a filter removes. So sums over it have one fixed order, ties are
+ * broken by id by breaking them by index, and the draw that follows needs no sorting.
+ */
+#ifndef PERCH_ENGINE_CANDIDATES_H
+#define PERCH_ENGINE_CANDIDATES_H
+
+#include "base/base.h"
+
+/* An entry of the selection heap: key decides, then at, an index into the set. */
+typedef struct candidate_rank {
+    double key;
+    uint32_t at;
+} candidate_rank;
+
+/* All arrays are the sampler's scratch, [vocab_size], of which the set uses the first n. n is never 0. */
+typedef struct candidates {
+    uint32_t n;
+    int32_t *id;          /* ascending */
+    double *logit;        /* finite or +inf, never NaN */
+    double *weight;       /* probability times a constant; what candidates_weigh made of the logits */
+    uint8_t *keep;        /* a filter's marks */
+    candidate_rank *heap; /* a filter's order */
+} candidates;
+
+/* Keeps the k largest logits. Needs no weights. O(n + n' log k), n' those that enter the heap; 0 < k. */
+void candidates_top_k(candidates *c, uint32_t k);
+
+/* weight = exp((logit - largest) / temperature), so the largest weighs 1; 0 < temperature. */
+void candidates_weigh(candidates *c, double temperature);
+
+/*
+ * Locally typical sampling (Meister et al., 2022): of the tokens ordered by |-log p - H|, H the entropy, keeps the
+ * shortest front whose probability reaches p. Temperature is the one that the weights were made with. 0 < p <= 1.
+ */
+void candidates_typical(candidates *c, double temperature, double p);
+
+/* Nucleus sampling: of the tokens ordered by probability keeps the shortest front that reaches p. 0 < p <= 1. */
+void candidates_top_p(candidates *c, double p);
+
+/* Keeps the tokens at least p times as likely as the likeliest. 0 <= p < 1. */
+void candidates_min_p(candidates *c, double p);
+
+/* The index whose share of the whole weight, laid out in order of id, holds unit (0 <= unit < 1). */
+uint32_t candidates_draw(const candidates *c, double unit);
+
+#endif

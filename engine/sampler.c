@@ -1,0 +1,272 @@
+/*
+ * sampler: logits in, one token out. Adjusts a copy of the logits (bias, bans, penalties), narrows the candidates down,
+ * draws, and reports log-probabilities of the model's own distribution. Scratch memory is made once; a call allocates
+ * nothing and clears nothing of the vocabulary's size: what is known of a token is void unless its stamp is the call's.
+ */
+#include "engine/sampler.h"
+
+#include "engine/candidates.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct sampler {
+    uint32_t vocab_size;
+    uint32_t stamp;      /* the current pass over the tokens; a token was met in it if stamps[token] is this */
+    uint32_t *stamps;    /* [vocab_size] */
+    uint32_t *counts;    /* [vocab_size] occurrences, valid under the stamp */
+    candidates set;      /* its arrays: [vocab_size]; set.logit is indexed by token until unfit tokens are dropped */
+};
+
+/* Bytes of all arrays, in the order of their alignment: largest first. */
+static uint64_t scratch_bytes(uint32_t vocab_size) {
+    const uint64_t each = sizeof(candidate_rank) + 2 * sizeof(double) + sizeof(int32_t) + 2 * sizeof(uint32_t) +
+                          sizeof(uint8_t);
+    return each * vocab_size;
+}
+
+uint64_t sampler_bytes(uint32_t vocab_size) { return sizeof(sampler) + scratch_bytes(vocab_size); }
+
+perch_status sampler_create(uint32_t vocab_size, sampler **out, perch_error *err) {
+    *out = NULL;
+    if (vocab_size == 0 || vocab_size > INT32_MAX || sampler_bytes(vocab_size) > SIZE_MAX) {
+        return err_set(err, PERCH_E_INVALID, "vocab_size: %u is out of range 1..%d", vocab_size, INT32_MAX);
+    }
+    /* calloc: stamps begin as 0, which no pass has. */
+    sampler *s = calloc(1, sizeof *s);
+    char *scratch = calloc(1, (size_t)scratch_bytes(vocab_size));
+    if (!s || !scratch) {
+        free(s);
+        free(scratch);
+        return err_nomem(err, "the sampler");
+    }
+    s->vocab_size = vocab_size;
+    s->set.heap = (candidate_rank *)(void *)scratch;
+    s->set.logit = (double *)(void *)(s->set.heap + vocab_size);
+    s->set.weight = s->set.logit + vocab_size;
+    s->set.id = (int32_t *)(void *)(s->set.weight + vocab_size);
+    s->stamps = (uint32_t *)(void *)(s->set.id + vocab_size);
+    s->counts = s->stamps + vocab_size;
+    s->set.keep = (uint8_t *)(s->counts + vocab_size);
+    *out = s;
+    return PERCH_OK;
+}
+
+void sampler_destroy(sampler *s) {
+    if (s) {
+        free(s->set.heap);
+        free(s);
+    }
+}
+
+/* Begins a pass over tokens. */
+static void next_stamp(sampler *s) {
+    if (++s->stamp == 0) {
+        memset(s->stamps, 0, s->vocab_size * sizeof *s->stamps);
+        s->stamp = 1;
+    }
+}
+
+static bool in_vocab(const sampler *s, int32_t token) { return token >= 0 && (uint32_t)token < s->vocab_size; }
+
+/* A finite logit stays finite however extreme the parameters; only bans make -inf. NaN and infinities pass through. */
+static double within_range(double adjusted) {
+    return adjusted > DBL_MAX ? DBL_MAX : adjusted < -DBL_MAX ? -DBL_MAX : adjusted;
+}
+
+static void apply_bias_and_bans(double *logit, const sampler_input *in) {
+    const perch_sampling *p = in->sampling;
+    for (size_t i = 0; i < p->n_logit_bias; i++) {
+        logit[p->logit_bias[i].token] += (double)p->logit_bias[i].bias;
+    }
+    for (size_t i = 0; i < p->n_banned_tokens; i++) {
+        logit[p->banned_tokens[i]] = -INFINITY;
+    }
+    for (size_t i = 0; i < in->n_suppressed; i++) {
+        logit[in->suppressed[i]] = -INFINITY;
+    }
+}
+
+/* Once for each token of the sequence, however often it stands there. */
+static void apply_repetition_penalty(sampler *s, const sampler_input *in) {
+    double penalty = in->sampling->repetition_penalty;
+    if (penalty == 1) {
+        return;
+    }
+    next_stamp(s);
+    for (uint64_t i = 0; i < in->n_tokens; i++) {
+        int32_t token = in->tokens[i];
+        if (in_vocab(s, token) && s->stamps[token] != s->stamp) {
+            double *logit = &s->set.logit[token];
+            s->stamps[token] = s->stamp;
+            if (isfinite(*logit)) {
+                *logit = within_range(*logit > 0 ? *logit / penalty : *logit * penalty);
+            }
+        }
+    }
+}
+
+/* By how often this request generated a token: frequency times the count, presence once. */
+static void apply_count_penalties(sampler *s, const sampler_input *in) {
+    double frequency = in->sampling->frequency_penalty, presence = in->sampling->presence_penalty;
+    if (frequency == 0 && presence == 0) {
+        return;
+    }
+    next_stamp(s);
+    for (uint64_t i = in->n_prompt; i < in->n_tokens; i++) {
+        int32_t token = in->tokens[i];
+        if (in_vocab(s, token)) {
+            s->counts[token] = s->stamps[token] == s->stamp ? s->counts[token] + 1 : 1;
+            s->stamps[token] = s->stamp;
+        }
+    }
+    for (uint64_t i = in->n_prompt; i < in->n_tokens; i++) {
+        int32_t token = in->tokens[i];
+        if (in_vocab(s, token) && s->stamps[token] == s->stamp) {
+            double *logit = &s->set.logit[token];
+            s->stamps[token] = s->stamp - 1;
+            if (isfinite(*logit)) {
+                *logit = within_range(*logit - (frequency * s->counts[token] + presence));
+            }
+        }
+    }
+}
+
+/* Makes the set of all tokens that may be chosen. False where there is none. */
+static bool drop_unfit(candidates *set, uint32_t vocab_size) {
+    uint32_t n = 0;
+    for (uint32_t token = 0; token < vocab_size; token++) {
+        double logit = set->logit[token];
+        set->logit[n] = logit;
+        set->id[n] = (int32_t)token;
+        n += logit > -INFINITY; /* false for NaN too */
+    }
+    set->n = n;
+    return n > 0;
+}
+
+/* The lowest index among equals, or -1 where every value is NaN or -inf. */
+static int32_t argmax(const double *logit, uint32_t n) {
+    int32_t at = -1;
+    double best = -INFINITY;
+    for (uint32_t i = 0; i < n; i++) {
+        if (logit[i] > best) {
+            best = logit[i];
+            at = (int32_t)i;
+        }
+    }
+    return at;
+}
+
+/* [0, 1) with 53 bits, of seed, position and completion alone. */
+static double draw_unit(const sampler_input *in) {
+    uint64_t position = in->n_tokens, seed = in->sampling->seed;
+    const uint32_t counter[4] = {(uint32_t)position, (uint32_t)(position >> 32), in->completion, 0};
+    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    uint32_t word[4];
+    philox4x32(counter, key, word);
+    return (double)(((uint64_t)word[0] << 32 | word[1]) >> 11) * 0x1p-53;
+}
+
+/* -1 where no token may be chosen. */
+static int32_t choose(sampler *s, const sampler_input *in) {
+    const perch_sampling *p = in->sampling;
+    candidates *set = &s->set;
+    for (uint32_t token = 0; token < s->vocab_size; token++) {
+        set->logit[token] = (double)in->logits[token];
+    }
+    apply_bias_and_bans(set->logit, in);
+    apply_repetition_penalty(s, in);
+    apply_count_penalties(s, in);
+    if (p->temperature == 0) {
+        return argmax(set->logit, s->vocab_size);
+    }
+    if (!drop_unfit(set, s->vocab_size)) {
+        return -1;
+    }
+    /* Dividing by the temperature keeps the order, so top-k comes first and spares the others' exponentials. */
+    if (p->top_k > 0) {
+        candidates_top_k(set, (uint32_t)p->top_k);
+    }
+    candidates_weigh(set, p->temperature);
+    candidates_typical(set, p->temperature, p->typical_p);
+    candidates_top_p(set, p->top_p);
+    candidates_min_p(set, p->min_p);
+    return set->id[candidates_draw(set, draw_unit(in))];
+}
+
+/* Log softmax of one row: log p(token) = (logit - best) - log_total. NaN counts as -inf. */
+typedef struct row_softmax {
+    double best, log_total;
+} row_softmax;
+
+static row_softmax row_softmax_of(const float *logits, uint32_t n) {
+    float best = -INFINITY;
+    double total = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        best = logits[i] > best ? logits[i] : best;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        /* Equals of an infinite best are certain together: each weighs 1. */
+        total += logits[i] == best ? 1.0 : logits[i] < best ? exp((double)logits[i] - (double)best) : 0.0;
+    }
+    return (row_softmax){(double)best, log(total)};
+}
+
+static float row_logprob(row_softmax row, float logit) {
+    double value = (double)logit;
+    if (isnan(value) || value == -INFINITY) {
+        return -INFINITY;
+    }
+    return (float)((value == row.best ? 0.0 : value - row.best) - row.log_total);
+}
+
+float sampler_logprob(const float *logits, uint32_t vocab_size, int32_t token) {
+    return row_logprob(row_softmax_of(logits, vocab_size), logits[token]);
+}
+
+/* The n best of the row by insertion into a sorted list: n is at most 20 and nearly every token fails the first test. */
+static void top_logprobs(const float *logits, uint32_t vocab_size, row_softmax row, uint32_t n, sampler_output *out) {
+    float best[SAMPLER_MAX_LOGPROBS];
+    uint32_t have = 0;
+    n = n > vocab_size ? vocab_size : n;
+    for (uint32_t token = 0; token < vocab_size; token++) {
+        float logit = isnan(logits[token]) ? -INFINITY : logits[token];
+        if (have == n && !(logit > best[n - 1])) {
+            continue;
+        }
+        uint32_t at = have < n ? have++ : n - 1;
+        for (; at > 0 && logit > best[at - 1]; at--) {
+            best[at] = best[at - 1];
+            out->top[at] = out->top[at - 1];
+        }
+        best[at] = logit;
+        out->top[at].token = (int32_t)token;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        out->top[i].logprob = row_logprob(row, best[i]);
+    }
+    out->n_top = n;
+}
+
+perch_status sampler_sample(sampler *s, const sampler_input *in, sampler_output *out, perch_error *err) {
+    int32_t token = choose(s, in);
+    if (token < 0) {
+        return err_set(err, PERCH_E_INVALID,
+                       "no token is left at position %llu: each is banned, or its logit is -inf or not a number",
+                       (unsigned long long)in->n_tokens);
+    }
+    out->token = token;
+    out->logprob = 0;
+    out->n_top = 0;
+    if (in->want_logprob || in->sampling->n_logprobs > 0) {
+        row_softmax row = row_softmax_of(in->logits, s->vocab_size);
+        out->logprob = row_logprob(row, in->logits[token]);
+        if (in->sampling->n_logprobs > 0) {
+            top_logprobs(in->logits, s->vocab_size, row, in->sampling->n_logprobs, out);
+        }
+    }
+    return PERCH_OK;
+}
