@@ -47,7 +47,9 @@ typedef struct cache_stats {
     uint32_t n_idle;             /* pages with idle owners only: n_free + n_pinned + n_idle = n_pages */
     uint32_t n_slots, n_slots_pinned;
     uint64_t n_resident_entries; /* idle entries that hold pages */
-    uint64_t evictions, evicted_pages, copied_pages, maps, unmaps; /* since create */
+    /* Since create. evictions: times that an entry lost valid KV to someone else, at most one each for a call that evicts;
+     * evicted_pages: pages that carried it. Spare pages that are taken from an idle entry are not counted. */
+    uint64_t evictions, evicted_pages, copied_pages, maps, unmaps;
 } cache_stats;
 
 /* E_INVALID where the configuration makes no sense or one full-length sequence does not fit n_pages; E_NOMEM. */
@@ -56,7 +58,7 @@ void cache_destroy(cache *c); /* after its entries; NULL is fine */
 
 uint32_t cache_pages_per_slot(const cache_config *config); /* 0 on overflow */
 
-/* An empty idle entry, some tens of bytes. destroy lets go of its pages; it must not be pinned. */
+/* An empty idle entry, some tens of bytes. destroy unpins it and lets go of its pages; NULL is fine. */
 perch_status cache_entry_create(cache *c, cache_entry **out, perch_error *err);
 void cache_entry_destroy(cache *c, cache_entry *e);
 
@@ -69,51 +71,67 @@ void cache_entry_release(cache *c, cache_entry *e);
 
 uint32_t cache_entry_n_valid(const cache_entry *e);
 uint32_t cache_entry_n_pages(const cache_entry *e);
-uint64_t cache_entry_n_evictions(const cache_entry *e); /* times it lost pages to someone else */
+uint64_t cache_entry_n_evictions(const cache_entry *e); /* times it lost valid KV to someone else */
 uint32_t cache_entry_slot(const cache_entry *e);        /* CACHE_NO_SLOT if it has none */
 bool cache_entry_pinned(const cache_entry *e);
 
 /*
- * Would pin + extend(n_tokens) succeed now, if pages `reserved` of those that are free or idle are left alone? The entry may
- * be pinned or idle; chunk rounding and copy-on-write counted.
+ * Would pin + extend(n_tokens) succeed now, if `reserved` of the pages that are free or idle are left alone? The entry may
+ * be pinned or idle (and need not be reserved yet); slots, room for commands and copy-on-write are counted.
+ * O(1) for a pinned entry, O(its pages) for an idle one.
  */
 bool cache_can_hold(const cache *c, const cache_entry *e, uint32_t n_tokens, uint32_t reserved);
 
-/* Pins an idle, reserved entry, finds it a slot and maps its pages. E_AGAIN: every slot is pinned (nothing changed). */
+/*
+ * Pins an idle, reserved entry, finds it a slot and maps its pages. E_AGAIN: every slot is pinned, or the command list is full
+ * (see cache_commands); nothing changed. E_INVALID: pinned already, or without a page array.
+ */
 perch_status cache_pin(cache *c, cache_entry *e);
 
 /*
  * Makes the pinned entry ready for its tokens [n_valid, n_tokens) to be written: pages for all n_tokens exist, are mapped,
- * and those that the write touches are its own. Evicts idle entries as needed. E_AGAIN: not enough free or idle pages
- * (nothing changed, not even evictions).
+ * and those that the write touches are its own. Evicts idle entries as needed, free pages go first. E_AGAIN: not enough free
+ * or idle pages, or the command list is full (nothing changed, not even evictions). E_INVALID: not pinned. E_TOO_LONG.
+ *
+ * It grows by whole chunks; where just the rounding doesn't fit, by the pages that are needed. chunk_pages 0 is no rounding:
+ * the slot is filled to its end or the call fails. A page that is shared with idle entries alone needs no free page: where
+ * there is none, they are evicted and it is the entry's own.
  */
 perch_status cache_extend(cache *c, cache_entry *e, uint32_t n_tokens);
 
-/* The KV of tokens [0, n_valid) is now written. At most what extend made room for. */
+/* The KV of tokens [0, n_valid) is now written. At most what extend made room for (more counts as that much). */
 void cache_commit(cache_entry *e, uint32_t n_valid);
 
 /* Idle again, most recently used. Keeps pages and slot until someone needs them. */
 void cache_unpin(cache *c, cache_entry *e);
 
-/* Only the first n_tokens count from now on (n_valid = min); pages wholly behind them are freed. Pinned or idle. */
+/* Only the first n_tokens count from now on (n_valid = min); pages wholly behind their groups are freed. Pinned or idle. */
 void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens);
 
 /*
  * child (empty, idle) gets the parent's first min(n_tokens, n_valid) tokens by sharing the pages that hold them. The parent
- * may be pinned. Reserves the child's page array as entry_reserve does and releases it again. E_NOMEM: nothing changed.
+ * may be pinned. The child is most recently used, without a slot. Reserves the child's page array as entry_reserve does and releases it again. E_NOMEM, E_INVALID (the child is not
+ * empty and idle): nothing changed.
  */
 perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint32_t n_tokens, perch_error *err);
 
-/* The least recently used idle entry loses pages from its tail until it has keep_pages. For tests and hosts' own policies. */
+/*
+ * The least recently used idle entry loses pages from its tail until it has keep_pages (or none, if those would hold no whole
+ * group). False: there is no idle entry, or it has no more than that. For tests and hosts' own policies.
+ */
 bool cache_evict_one(cache *c, uint32_t keep_pages);
 
-/* The commands since the last clear, in order; borrowed until the next call that changes the cache. */
+/*
+ * The commands since the last clear, in order; borrowed until the next call that changes the cache. The list has room for
+ * pinning every slot anew and filling it, once between two clears; beyond that, pin and extend return E_AGAIN. The
+ * operations that can't fail always have room.
+ */
 const kv_command *cache_commands(const cache *c, size_t *n);
 void cache_commands_clear(cache *c);
 
 void cache_stats_get(const cache *c, cache_stats *out);
 
-/* Host bytes cache_create takes, for the memory plan. */
+/* Host bytes cache_create takes, for the memory plan; 0 where it would fail. Most of them are touched only when used. */
 uint64_t cache_host_bytes(const cache_config *config);
 
 /* Checks every invariant in O(everything): NULL, or a static sentence that says which is broken. For tests. */

@@ -1,0 +1,298 @@
+/*
+ * cache: the sequence cache as the engine sees it, put together from pages (pool.c), slots (slot.c), entries (entry.c) and
+ * eviction (evict.c): how large everything is, and how an entry is pinned, grows, and becomes idle.
+ */
+#include "cache/state.h"
+
+#include <stdlib.h>
+
+/* ---------------------------------------------------------------- sizes -- */
+
+static uint64_t ceil_div(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
+
+/* Pages that hold the first n_groups groups. */
+static uint64_t pages_of_groups(const cache_config *config, uint64_t n_groups) {
+    return ceil_div(n_groups * config->group_bytes, config->page_bytes);
+}
+
+uint32_t cache_pages_for(const cache *c, uint32_t n_tokens) {
+    return (uint32_t)pages_of_groups(&c->config, ceil_div(n_tokens, KV_GROUP_TOKENS));
+}
+
+uint32_t cache_pages_per_slot(const cache_config *config) {
+    uint64_t n_groups = ceil_div(config->session_len, KV_GROUP_TOKENS), bytes;
+    if (config->page_bytes == 0 || __builtin_mul_overflow(n_groups, config->group_bytes, &bytes)) {
+        return 0;
+    }
+    uint64_t n_pages = ceil_div(bytes, config->page_bytes);
+    return n_pages < CACHE_NO_PAGE ? (uint32_t)n_pages : 0;
+}
+
+typedef struct sizes {
+    size_t pages, slots, places, commands; /* bytes of the arrays */
+    size_t cap_commands;
+} sizes;
+
+/*
+ * The command list is long enough for a step in which every slot is pinned anew and filled to its end, with the group that is
+ * partly valid copied, on top of an UNMAP of everything that was mapped before (state.h has the invariant).
+ */
+static bool compute_sizes(const cache_config *config, sizes *out) {
+    size_t n_slots = config->n_slots, n_places, per_slot, pps = cache_pages_per_slot(config);
+    size_t group_pages = (size_t)((config->group_bytes - 1) / config->page_bytes) + 2;
+    size_t n_copies = group_pages < pps ? group_pages : pps;
+    return mul_size(n_slots, pps, &n_places) && mul_size(3, pps + n_copies, &per_slot) &&
+           mul_size(n_slots, per_slot, &out->cap_commands) &&
+           mul_size(out->cap_commands, sizeof(kv_command), &out->commands) &&
+           mul_size(n_places, sizeof(uint32_t), &out->places) &&
+           mul_size(n_slots, sizeof(cache_slot), &out->slots) &&
+           mul_size(config->n_pages, sizeof(cache_page), &out->pages);
+}
+
+static perch_status check_config(const cache_config *config, perch_error *err) {
+    if (config->page_bytes == 0 || config->group_bytes == 0 || config->session_len == 0 || config->n_slots == 0) {
+        return err_set(err, PERCH_E_INVALID,
+                       "cache: page_bytes %llu, group_bytes %llu, session_len %u and n_slots %u must not be 0",
+                       (unsigned long long)config->page_bytes, (unsigned long long)config->group_bytes,
+                       config->session_len, config->n_slots);
+    }
+    uint32_t pages_per_slot = cache_pages_per_slot(config);
+    if (pages_per_slot == 0) {
+        return err_set(err, PERCH_E_INVALID, "cache: session_len %u with %llu bytes a group is more than can be addressed",
+                       config->session_len, (unsigned long long)config->group_bytes);
+    }
+    if (config->n_pages < pages_per_slot || config->n_pages == CACHE_NO_PAGE) {
+        return err_set(err, PERCH_E_INVALID, "cache: n_pages is %u, but one sequence of session_len %u takes %u",
+                       config->n_pages, config->session_len, pages_per_slot);
+    }
+    return PERCH_OK;
+}
+
+uint64_t cache_host_bytes(const cache_config *config) {
+    sizes s;
+    if (check_config(config, NULL) != PERCH_OK || !compute_sizes(config, &s)) {
+        return 0;
+    }
+    return sizeof(cache) + s.pages + s.slots + s.places + s.commands;
+}
+
+/* ------------------------------------------------------- create, destroy -- */
+
+perch_status cache_create(const cache_config *config, cache **out, perch_error *err) {
+    sizes s;
+    *out = NULL;
+    perch_status status = check_config(config, err);
+    if (status != PERCH_OK) {
+        return status;
+    }
+    if (!compute_sizes(config, &s)) {
+        return err_set(err, PERCH_E_INVALID, "cache: %u slots of %u pages are more than can be addressed",
+                       config->n_slots, cache_pages_per_slot(config));
+    }
+    cache *c = calloc(1, sizeof *c);
+    if (!c) {
+        return err_nomem(err, "the cache");
+    }
+    c->config = *config;
+    c->pages_per_slot = cache_pages_per_slot(config);
+    c->cap_commands = s.cap_commands;
+    /* calloc: of memory that is never touched, however much it is, the system keeps nothing */
+    c->pages = calloc(1, s.pages);
+    c->slots = calloc(1, s.slots);
+    c->places = calloc(1, s.places);
+    c->commands = calloc(1, s.commands);
+    if (!c->pages || !c->slots || !c->places || !c->commands) {
+        cache_destroy(c);
+        return err_nomem(err, "the cache's tables of pages, slots and commands");
+    }
+    list_init(&c->lru);
+    pool_init(c);
+    slot_init(c);
+    *out = c;
+    return PERCH_OK;
+}
+
+void cache_destroy(cache *c) {
+    if (!c) {
+        return;
+    }
+    free(c->pages);
+    free(c->slots);
+    free(c->places);
+    free(c->commands);
+    free(c);
+}
+
+/* --------------------------------------------------------------- growth -- */
+
+/* The pages it has when it grows to need pages by whole chunks. */
+static uint32_t round_to_chunk(const cache *c, uint32_t need) {
+    uint64_t chunk = c->config.chunk_pages;
+    uint64_t rounded = chunk ? ceil_div(need, chunk) * chunk : c->pages_per_slot;
+    return rounded < c->pages_per_slot ? (uint32_t)rounded : c->pages_per_slot;
+}
+
+/* Of an idle entry's pages those that no one has pinned yet: they are idle now, and will be pinned with the entry. */
+static uint32_t count_idle_pages(const cache *c, const cache_entry *e) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; !e->pinned && i < e->n_pages; i++) {
+        n += c->pages[e->pages[i]].n_pinned == 0;
+    }
+    return n;
+}
+
+/*
+ * What it takes to write the entry's tokens [n_valid, n_tokens), it being pinned. True if that can be had from the free and the
+ * idle pages without `reserved` of them.
+ *
+ * A page that the write touches and others own too must be copied if one of them is pinned. If they all are idle it may be
+ * copied, but does not have to be: in the worst case eviction gets to them, and the page is the entry's own. Every page that is
+ * neither free nor pinned can be freed by evicting all its owners. So new pages + copies that must be made, against free + idle
+ * ones, is exact, although evicting one idle entry may free nothing.
+ */
+static bool plan_growth(const cache *c, const cache_entry *e, uint32_t n_tokens, uint32_t reserved, cache_growth *out) {
+    uint32_t n_written = n_tokens > e->n_valid ? cache_pages_for(c, n_tokens) : 0;
+    uint32_t exact = n_written > e->n_pages ? n_written : e->n_pages;
+    uint32_t rounded = exact > e->n_pages || c->config.chunk_pages == 0 ? round_to_chunk(c, exact) : exact;
+    uint32_t must_copy = 0, may_copy = 0, own_pin = e->pinned ? 1 : 0;
+    out->first = (uint32_t)(e->n_valid / KV_GROUP_TOKENS * c->config.group_bytes / c->config.page_bytes);
+    out->end = n_written < e->n_pages ? n_written : e->n_pages;
+    for (uint32_t i = out->first; i < out->end; i++) {
+        const cache_page *p = &c->pages[e->pages[i]];
+        if (p->n_owners > 1) {
+            must_copy += p->n_pinned > own_pin;
+            may_copy += p->n_pinned <= own_pin;
+        }
+    }
+    uint64_t available = (uint64_t)c->config.n_pages - c->n_pinned_pages - count_idle_pages(c, e);
+    available -= reserved < available ? reserved : available;
+    /* Rounding must not cost another entry its page; where the whole slot is wanted at once it is no rounding. */
+    uint64_t roomy = (uint64_t)(rounded - e->n_pages) + must_copy + may_copy;
+    out->n_pages = c->config.chunk_pages == 0 || roomy <= available ? rounded : exact;
+    out->n_copies = must_copy + may_copy;
+    out->n_need = out->n_pages - e->n_pages + out->n_copies;
+    return (uint64_t)(out->n_pages - e->n_pages) + must_copy <= available;
+}
+
+bool cache_can_hold(const cache *c, const cache_entry *e, uint32_t n_tokens, uint32_t reserved) {
+    cache_growth growth;
+    if (n_tokens > c->config.session_len || (!e->pinned && e->slot == CACHE_NO_SLOT && !slot_available(c)) ||
+        !plan_growth(c, e, n_tokens, reserved, &growth)) {
+        return false;
+    }
+    uint32_t to_map = growth.n_need + (e->slot == CACHE_NO_SLOT ? e->n_pages : 0);
+    return commands_fit(c, to_map, growth.n_copies);
+}
+
+/* The pages e->n_pages.. of the entry, mapped. Free pages that are mapped in the right place already come first. */
+static void add_pages(cache *c, cache_entry *e, uint32_t n_pages) {
+    for (uint32_t i = e->n_pages; i < n_pages; i++) {
+        uint32_t there = slot_mapped(c, e->slot, i);
+        bool fits = there != CACHE_NO_PAGE && c->pages[there].n_owners == 0;
+        e->pages[i] = fits ? there : CACHE_NO_PAGE;
+        if (fits) {
+            pool_claim(c, there);
+        }
+    }
+    for (uint32_t i = e->n_pages; i < n_pages; i++) {
+        if (e->pages[i] == CACHE_NO_PAGE) {
+            e->pages[i] = pool_take(c);
+            slot_map(c, e->slot, i, e->pages[i]);
+        }
+    }
+    e->n_pages = n_pages;
+}
+
+/* The pages first..end become the entry's own. What holds none of its valid KV is replaced without a copy. */
+static void own_pages(cache *c, cache_entry *e, const cache_growth *growth) {
+    uint64_t valid_bytes = ceil_div(e->n_valid, KV_GROUP_TOKENS) * c->config.group_bytes;
+    for (uint32_t i = growth->first; i < growth->end; i++) {
+        uint32_t source = e->pages[i];
+        if (c->pages[source].n_owners == 1) {
+            continue;
+        }
+        uint32_t page = pool_take(c);
+        if (i * c->config.page_bytes < valid_bytes) {
+            commands_copy(c, page, source);
+        }
+        e->pages[i] = page;
+        pool_drop(c, source, true);
+        slot_map(c, e->slot, i, page);
+    }
+}
+
+/* ------------------------------------------------- pin, extend, unpin -- */
+
+perch_status cache_pin(cache *c, cache_entry *e) {
+    if (e->pinned || !e->pages) {
+        return PERCH_E_INVALID;
+    }
+    if (e->slot == CACHE_NO_SLOT) {
+        if (!slot_available(c) || !commands_fit(c, e->n_pages, 0)) {
+            return PERCH_E_AGAIN;
+        }
+        slot_assign(c, e);
+    }
+    slot_pin(c, e->slot);
+    e->pinned = true;
+    e->n_ready = e->n_valid;
+    for (uint32_t i = 0; i < e->n_pages; i++) {
+        pool_pin(c, e->pages[i]);
+    }
+    if (e->n_pages > 0) {
+        list_remove(&e->link);
+        c->n_resident--;
+    }
+    return PERCH_OK;
+}
+
+perch_status cache_extend(cache *c, cache_entry *e, uint32_t n_tokens) {
+    cache_growth growth;
+    if (!e->pinned) {
+        return PERCH_E_INVALID;
+    }
+    if (n_tokens > c->config.session_len) {
+        return PERCH_E_TOO_LONG;
+    }
+    if (!plan_growth(c, e, n_tokens, 0, &growth) || !commands_fit(c, growth.n_need, growth.n_copies)) {
+        return PERCH_E_AGAIN;
+    }
+    evict_for(c, e, &growth);
+    own_pages(c, e, &growth);
+    add_pages(c, e, growth.n_pages);
+    e->n_ready = n_tokens > e->n_valid ? n_tokens : e->n_valid;
+    return PERCH_OK;
+}
+
+void cache_unpin(cache *c, cache_entry *e) {
+    if (!e->pinned) {
+        return;
+    }
+    e->pinned = false;
+    for (uint32_t i = 0; i < e->n_pages; i++) {
+        pool_unpin(c, e->pages[i]);
+    }
+    slot_unpin(c, e->slot);
+    list_push_back(&c->lru, &e->link);
+    c->n_resident++;
+    entry_settle(c, e);
+}
+
+/* ---------------------------------------------------------------- stats -- */
+
+void cache_stats_get(const cache *c, cache_stats *out) {
+    *out = (cache_stats){
+        .n_pages = c->config.n_pages,
+        .n_free = c->n_free,
+        .n_pinned = c->n_pinned_pages,
+        .n_idle = c->config.n_pages - c->n_free - c->n_pinned_pages,
+        .n_slots = c->config.n_slots,
+        .n_slots_pinned = c->n_pinned_slots,
+        .n_resident_entries = c->n_resident,
+        .evictions = c->evictions,
+        .evicted_pages = c->evicted_pages,
+        .copied_pages = c->copied_pages,
+        .maps = c->maps,
+        .unmaps = c->unmaps,
+    };
+}

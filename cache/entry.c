@@ -1,0 +1,125 @@
+/* entry: one sequence's share of the cache: its page array, how much of it is valid, and how it lets go of pages. */
+#include "cache/state.h"
+
+#include <stdlib.h>
+
+perch_status cache_entry_create(cache *c, cache_entry **out, perch_error *err) {
+    (void)c;
+    cache_entry *e = calloc(1, sizeof *e);
+    *out = e;
+    if (!e) {
+        return err_nomem(err, "a cache entry");
+    }
+    e->slot = CACHE_NO_SLOT;
+    return PERCH_OK;
+}
+
+void cache_entry_destroy(cache *c, cache_entry *e) {
+    if (!e) {
+        return;
+    }
+    if (e->pinned) {
+        cache_unpin(c, e);
+    }
+    cache_truncate(c, e, 0);
+    free(e->pages);
+    free(e);
+}
+
+static perch_status ensure_array(const cache *c, cache_entry *e, perch_error *err) {
+    if (!e->pages) {
+        e->pages = calloc(c->pages_per_slot, sizeof *e->pages);
+    }
+    return e->pages ? PERCH_OK : err_nomem(err, "the page array of a cache entry");
+}
+
+perch_status cache_entry_reserve(cache *c, cache_entry *e, perch_error *err) {
+    perch_status status = ensure_array(c, e, err);
+    if (status == PERCH_OK) {
+        e->n_reserved++;
+    }
+    return status;
+}
+
+static void free_array_if_unused(cache_entry *e) {
+    if (e->n_pages == 0 && e->n_reserved == 0 && !e->pinned) {
+        free(e->pages);
+        e->pages = NULL;
+    }
+}
+
+void cache_entry_release(cache *c, cache_entry *e) {
+    (void)c;
+    if (e->n_reserved > 0) {
+        e->n_reserved--;
+    }
+    free_array_if_unused(e);
+}
+
+uint32_t cache_entry_n_valid(const cache_entry *e) { return e->n_valid; }
+uint32_t cache_entry_n_pages(const cache_entry *e) { return e->n_pages; }
+uint64_t cache_entry_n_evictions(const cache_entry *e) { return e->n_evictions; }
+uint32_t cache_entry_slot(const cache_entry *e) { return e->slot; }
+bool cache_entry_pinned(const cache_entry *e) { return e->pinned; }
+
+void entry_drop_last(cache *c, cache_entry *e) {
+    uint32_t index = --e->n_pages;
+    pool_drop(c, e->pages[index], e->pinned);
+    if (e->slot != CACHE_NO_SLOT) {
+        slot_abandon(c, e->slot, index);
+    }
+}
+
+void entry_settle(cache *c, cache_entry *e) {
+    if (e->pinned || e->n_pages > 0) {
+        return;
+    }
+    list_remove(&e->link);
+    c->n_resident--;
+    if (e->slot != CACHE_NO_SLOT) {
+        slot_release(c, e);
+    }
+    free_array_if_unused(e);
+}
+
+void cache_commit(cache_entry *e, uint32_t n_valid) { e->n_valid = n_valid < e->n_ready ? n_valid : e->n_ready; }
+
+void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens) {
+    if (n_tokens >= c->config.session_len) {
+        return;
+    }
+    uint32_t keep = cache_pages_for(c, n_tokens);
+    e->n_valid = e->n_valid < n_tokens ? e->n_valid : n_tokens;
+    e->n_ready = e->n_ready < n_tokens ? e->n_ready : n_tokens;
+    if (e->n_pages <= keep) {
+        return;
+    }
+    while (e->n_pages > keep) {
+        entry_drop_last(c, e);
+    }
+    entry_settle(c, e);
+}
+
+perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint32_t n_tokens, perch_error *err) {
+    if (child->pinned || child->n_pages > 0) {
+        return err_set(err, PERCH_E_INVALID, "the child of a fork must be empty and idle: it has %u pages", child->n_pages);
+    }
+    uint32_t n_valid = n_tokens < parent->n_valid ? n_tokens : parent->n_valid;
+    if (n_valid == 0) {
+        return PERCH_OK;
+    }
+    perch_status status = ensure_array(c, child, err);
+    if (status != PERCH_OK) {
+        return status;
+    }
+    uint32_t n_pages = cache_pages_for(c, n_valid);
+    for (uint32_t i = 0; i < n_pages; i++) {
+        child->pages[i] = parent->pages[i];
+        pool_share(c, child->pages[i]);
+    }
+    child->n_pages = n_pages;
+    child->n_valid = n_valid;
+    list_push_back(&c->lru, &child->link);
+    c->n_resident++;
+    return PERCH_OK;
+}

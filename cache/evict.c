@@ -1,0 +1,50 @@
+/* evict: the least recently used idle entry loses pages from its tail, so that what it keeps is a valid prefix. */
+#include "cache/state.h"
+
+/* Takes v's last page; where that leaves a page of the grower with no other owner, there is one copy less to make. */
+static void take_last(cache *c, cache_entry *v, const cache_entry *grower, cache_growth *growth) {
+    uint32_t index = v->n_pages - 1, page = v->pages[index];
+    entry_drop_last(c, v);
+    if (growth && index >= growth->first && index < growth->end && grower->pages[index] == page &&
+        c->pages[page].n_owners == 1) {
+        growth->n_need--;
+    }
+}
+
+/* v has keep pages at most, or growth (NULL: none) has enough. Counted only where KV was lost, not merely spare pages. */
+static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *grower, cache_growth *growth) {
+    uint32_t n_carrying = cache_pages_for(c, v->n_valid);
+    while (v->n_pages > keep && !(growth && c->n_free >= growth->n_need)) {
+        take_last(c, v, grower, growth);
+    }
+    uint64_t n_whole = v->n_pages * c->config.page_bytes / c->config.group_bytes;
+    while (n_whole == 0 && v->n_pages > 0) {
+        take_last(c, v, grower, growth);
+    }
+    if (v->n_pages < n_carrying) {
+        /* n_whole groups are fewer than n_valid's, so this fits. */
+        v->n_valid = (uint32_t)n_whole * KV_GROUP_TOKENS;
+        v->n_evictions++;
+        c->evictions++;
+        c->evicted_pages += n_carrying - v->n_pages;
+    }
+    entry_settle(c, v);
+}
+
+void evict_for(cache *c, const cache_entry *e, cache_growth *growth) {
+    while (c->n_free < growth->n_need) {
+        shorten(c, (cache_entry *)c->lru.next, 0, e, growth);
+    }
+}
+
+bool cache_evict_one(cache *c, uint32_t keep_pages) {
+    if (list_empty(&c->lru)) {
+        return false;
+    }
+    cache_entry *v = (cache_entry *)c->lru.next;
+    if (v->n_pages <= keep_pages) {
+        return false;
+    }
+    shorten(c, v, keep_pages, NULL, NULL);
+    return true;
+}

@@ -1,0 +1,113 @@
+/*
+ * state: what the cache consists of, and what its files offer one another. Private to cache/.
+ *
+ * A *place* is one page-sized part of a slot's virtual range. c->places says what is mapped where once the commands so far are
+ * executed. A place is *live* if the holder of its slot has just that page at that index; every other mapping is *stale*: a
+ * leftover that nobody reads through. Kept at all times:
+ *
+ *   - An entry that holds a slot has all its pages mapped there.
+ *   - A page that is mapped at a stale place is mapped nowhere else. So a free page has at most one place, and stale mappings
+ *     never make the process look larger than its pages.
+ *   - n_commands + n_mapped <= cap_commands: for every mapped place there is room for the UNMAP that may follow, so that the
+ *     operations which can't fail (truncate, destroy, evict) never lack it.
+ */
+#ifndef PERCH_CACHE_STATE_H
+#define PERCH_CACHE_STATE_H
+
+#include "cache/cache.h"
+#include "cache/list.h"
+
+#define CACHE_NO_PAGE UINT32_MAX
+
+typedef struct cache_page {
+    list_link link;      /* in free_pages while n_owners is 0 */
+    uint32_t n_owners;   /* entries that hold it */
+    uint32_t n_pinned;   /* of which pinned */
+    uint32_t n_places;   /* places where it is mapped */
+    uint64_t places_xor; /* of their numbers: what is left when there is one is that one */
+} cache_page;
+
+typedef struct cache_slot {
+    list_link link; /* in free_slots (no holder) or idle_slots (idle holder) */
+    cache_entry *holder;
+} cache_slot;
+
+/* What it takes to make an entry ready for a write. */
+typedef struct cache_growth {
+    uint32_t first, end; /* the pages it has and the write touches */
+    uint32_t n_pages;    /* it will have */
+    uint32_t n_copies;   /* at most: pages of first..end that have other owners */
+    uint32_t n_need;     /* free pages that it takes; falls as eviction leaves the entry sole owner of some of those */
+} cache_growth;
+
+struct cache_entry {
+    list_link link;  /* in lru while idle and n_pages > 0 */
+    uint32_t *pages; /* [pages_per_slot], or NULL: holds none and is not reserved */
+    uint64_t n_evictions;
+    uint32_t n_pages;
+    uint32_t n_valid; /* tokens */
+    uint32_t n_ready; /* tokens that extend made room for; while pinned */
+    uint32_t n_reserved;
+    uint32_t slot;
+    bool pinned;
+};
+
+struct cache {
+    cache_config config;
+    uint32_t pages_per_slot;
+
+    cache_page *pages;    /* [n_pages] */
+    cache_slot *slots;    /* [n_slots] */
+    uint32_t *places;     /* [n_slots][pages_per_slot] number of the page mapped there + 1; 0 = none */
+    kv_command *commands; /* [cap_commands] */
+    size_t n_commands, cap_commands;
+    size_t n_mapped; /* places where something is mapped */
+
+    list_link free_pages; /* those mapped nowhere first, then in the order in which they became free */
+    list_link free_slots; /* the last one released first: most of its stale pages are still free */
+    list_link idle_slots; /* least recently used first */
+    list_link lru;        /* idle entries with pages, least recently used first */
+
+    uint32_t n_free;         /* pages */
+    uint32_t n_pinned_pages; /* pages with a pinned owner */
+    uint32_t n_pinned_slots;
+    uint64_t n_resident; /* entries in lru */
+    uint64_t evictions, evicted_pages, copied_pages, maps, unmaps;
+};
+
+/* pages needed for the KV of n_tokens <= session_len tokens */
+uint32_t cache_pages_for(const cache *c, uint32_t n_tokens);
+
+/* --- pool.c: pages, their owners and pins. All O(1) */
+void pool_init(cache *c);
+void pool_claim(cache *c, uint32_t page);             /* a free page gets its first owner, which is pinned */
+uint32_t pool_take(cache *c);                         /* claims any free page; there must be one */
+void pool_share(cache *c, uint32_t page);             /* one more owner, idle */
+void pool_pin(cache *c, uint32_t page);               /* one of its owners is pinned now */
+void pool_unpin(cache *c, uint32_t page);             /* … or idle again */
+void pool_drop(cache *c, uint32_t page, bool pinned); /* an owner lets go; the last one frees the page */
+void pool_unmapped(cache *c, uint32_t page);          /* its last place is gone: if free, it is the one to take first */
+
+/* --- slot.c: who holds a slot, what is mapped where, the commands. O(1) unless it says otherwise */
+void slot_init(cache *c);
+bool slot_available(const cache *c);               /* is one free or held by an idle entry? */
+void slot_assign(cache *c, cache_entry *e);        /* an available one; maps e's pages. O(pages of e and the old holder) */
+void slot_pin(cache *c, uint32_t slot);            /* its idle holder is pinned now */
+void slot_unpin(cache *c, uint32_t slot);          /* its holder is idle now, most recently used */
+void slot_release(cache *c, cache_entry *idle);    /* free again; idle holds no page any more */
+uint32_t slot_mapped(const cache *c, uint32_t slot, uint32_t index); /* page or CACHE_NO_PAGE */
+void slot_map(cache *c, uint32_t slot, uint32_t index, uint32_t page);
+void slot_abandon(cache *c, uint32_t slot, uint32_t index); /* the place goes stale */
+bool slot_place_live(const cache *c, uint64_t place);
+
+bool commands_fit(const cache *c, uint64_t n_maps, uint64_t n_copies); /* whatever those maps replace or unmap */
+void commands_copy(cache *c, uint32_t page, uint32_t source);
+
+/* --- entry.c */
+void entry_drop_last(cache *c, cache_entry *e); /* lets go of its last page */
+void entry_settle(cache *c, cache_entry *e);    /* after drops: an idle entry without pages leaves LRU, slot, page array */
+
+/* --- evict.c. O(pages evicted) */
+void evict_for(cache *c, const cache_entry *e, cache_growth *growth); /* until n_need pages are free: plan_growth found so */
+
+#endif
