@@ -1,0 +1,196 @@
+/* completion: from admission to the end, whatever ends it. All under the engine's lock. */
+#include "engine/impl.h"
+
+#include <assert.h>
+#include <string.h>
+
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+/* The request leaves the queue: it was admitted, or ended before it could be. */
+static void leave_queue(perch_engine *e, request *r) {
+    if (r->counted) {
+        r->counted = false;
+        e->n_queued--;
+        pthread_cond_signal(&e->space);
+    }
+}
+
+/*
+ * Hit, partial hit or miss: how much of what was computed for the sequence in earlier turns is still there. What this turn is
+ * bound to compute in any case does not count as missing.
+ */
+static void count_hit(perch_engine *e, const completion *c, uint32_t n_valid) {
+    uint32_t n_useful = min_u32(c->seq->n_computed, min_u32(c->item.logits_from, c->n_prompt - 1));
+    e->stats.cached_tokens += n_valid;
+    if (n_useful == 0) {
+        e->stats.first_turns++;
+    } else if (n_valid >= n_useful) {
+        e->stats.hits++;
+    } else if (n_valid > 0) {
+        e->stats.partial_hits++;
+    } else {
+        e->stats.misses++;
+    }
+}
+
+void completion_admitted(void *engine, sched_item *item, uint32_t n_valid) {
+    perch_engine *e = engine;
+    completion *c = (completion *)item;
+    if (item->was_admitted) {
+        return;
+    }
+    c->n_cached = n_valid;
+    c->admitted_us = time_us();
+    if (c->index == 0) {
+        count_hit(e, c, n_valid);
+        leave_queue(e, c->req);
+    }
+}
+
+void completion_start_forks(perch_engine *e, request *r) {
+    completion *first = &r->completions[0];
+    first->forks_started = true;
+    for (uint32_t i = 1; i < r->n_completions; i++) {
+        completion *c = &r->completions[i];
+        if (c->finished) {
+            continue;
+        }
+        /* All but the last token: its logits are what the fork begins with. The page array was reserved at submit. */
+        perch_status status = cache_fork(e->kv, first->seq->entry, c->seq->entry, first->n_prompt - 1, NULL);
+        if (status) {
+            completion_finish(e, c, PERCH_FINISH_ERROR, status);
+            continue;
+        }
+        memcpy(c->seq->tokens, first->seq->tokens, first->n_prompt * sizeof *c->seq->tokens);
+        c->seq->n_tokens = first->n_prompt;
+        c->seq->n_computed = first->n_prompt - 1;
+        sched_add(&e->sched, &c->item);
+    }
+}
+
+static void timed_remove(perch_engine *e, completion *c) {
+    *(c->prev_timed ? &c->prev_timed->next_timed : &e->timed) = c->next_timed;
+    if (c->next_timed) {
+        c->next_timed->prev_timed = c->prev_timed;
+    }
+    c->prev_timed = c->next_timed = NULL;
+}
+
+static void cancelled_remove(perch_engine *e, completion *c) {
+    completion **at = &e->cancelled;
+    while (*at && *at != c) {
+        at = &(*at)->next_cancelled;
+    }
+    if (*at) {
+        *at = c->next_cancelled;
+    }
+}
+
+static void let_go_of_sequence(perch_engine *e, completion *c) {
+    sequence *s = c->seq;
+    cache_entry_release(e->kv, s->entry);
+    s->busy = NULL;
+    c->seq = NULL;
+    if (s->closed || c->index > 0) {
+        sequence_free(e, s);
+    }
+}
+
+void completion_finish(perch_engine *e, completion *c, perch_finish finish, perch_status status) {
+    request *r = c->req;
+    assert(!c->finished);
+    c->finished = true;
+    c->finish = finish;
+    c->status = status;
+    c->finished_us = time_us();
+    sched_remove(&e->sched, &c->item);
+    if (r->deadline_us) {
+        timed_remove(e, c);
+    }
+    if (c->cancel_requested) {
+        cancelled_remove(e, c);
+    }
+    let_go_of_sequence(e, c);
+    if (c->index == 0) {
+        leave_queue(e, r);
+        e->stats.requests_finished += finish != PERCH_FINISH_CANCELLED && finish != PERCH_FINISH_ERROR;
+        e->stats.requests_cancelled += finish == PERCH_FINISH_CANCELLED;
+        e->stats.requests_failed += finish == PERCH_FINISH_ERROR;
+        for (uint32_t i = 1; !c->forks_started && i < r->n_completions; i++) {
+            if (!r->completions[i].finished) {
+                completion_finish(e, &r->completions[i], finish, status);
+            }
+        }
+    }
+    outbox_push(e, c);
+}
+
+void completion_cancel(perch_engine *e, completion *c) {
+    if (!c->finished && !c->cancel_requested) {
+        c->cancel_requested = true;
+        c->next_cancelled = e->cancelled;
+        e->cancelled = c;
+        pthread_cond_signal(&e->work);
+    }
+}
+
+perch_status perch_cancel(perch_engine *e, perch_request_id id, perch_error *err) {
+    if (!e) {
+        return err_set(err, PERCH_E_INVALID, "perch_cancel: no engine");
+    }
+    perch_status status = PERCH_OK;
+    pthread_mutex_lock(&e->lock);
+    request *r = idtable_get(&e->requests, id);
+    if (!r) {
+        status = err_set(err, PERCH_E_NOT_FOUND, "no request has the id %llu", (unsigned long long)id);
+    }
+    for (uint32_t i = 0; r && i < r->n_completions; i++) {
+        completion_cancel(e, &r->completions[i]);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return status;
+}
+
+static void end_overdue(perch_engine *e) {
+    uint64_t now = time_us();
+    if (now < e->next_deadline_us) {
+        return;
+    }
+    /* Ending one may end its request's forks too, so the walk begins anew after each. */
+    completion *c = e->timed;
+    while (c) {
+        if (c->req->deadline_us <= now) {
+            completion_finish(e, c, PERCH_FINISH_TIMEOUT, PERCH_OK);
+            c = e->timed;
+        } else {
+            c = c->next_timed;
+        }
+    }
+    e->next_deadline_us = UINT64_MAX;
+    for (c = e->timed; c; c = c->next_timed) {
+        e->next_deadline_us = c->req->deadline_us < e->next_deadline_us ? c->req->deadline_us : e->next_deadline_us;
+    }
+}
+
+void completions_end_due(perch_engine *e) {
+    while (e->cancelled) {
+        completion_finish(e, e->cancelled, PERCH_FINISH_CANCELLED, PERCH_OK);
+    }
+    end_overdue(e);
+}
+
+void engine_poison(perch_engine *e, const perch_error *why) {
+    e->dead = why->status;
+    e->dead_reason = *why;
+    for (size_t i = 0; i < e->requests.n_places; i++) {
+        request *r = e->requests.places[i].object;
+        for (uint32_t k = 0; r && k < r->n_completions; k++) {
+            if (!r->completions[k].finished) {
+                completion_finish(e, &r->completions[k], PERCH_FINISH_ERROR, why->status);
+            }
+        }
+    }
+    pthread_cond_broadcast(&e->space);
+    pthread_cond_broadcast(&e->event);
+    outbox_signal(e);
+}

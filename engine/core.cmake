@@ -1,0 +1,1 @@
+perch_sources(engine.c plan.c sequence.c request.c completion.c batch.c step.c events.c sched.c idtable.c)

@@ -1,0 +1,290 @@
+/* engine: creation, end, plan and statistics. */
+#include "engine/impl.h"
+#include "engine/options.h"
+#include "engine/text/text.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/* generation_config.json's value where [sampling] leaves it to the model, `off` where that has none either. */
+static double sampling_default(double option, double of_model, double off) {
+    return !isnan(option) ? option : !isnan(of_model) ? of_model : off;
+}
+
+static void set_default_sampling(perch_engine *e) {
+    const perch_options *o = &e->options;
+    const model_config *m = &e->config;
+    perch_sampling *s = &e->default_sampling;
+    s->struct_size = sizeof *s;
+    s->temperature = sampling_default(o->temperature, m->temperature, 0);
+    s->top_p = sampling_default(o->top_p, m->top_p, 1);
+    s->min_p = sampling_default(o->min_p, m->min_p, 0);
+    s->typical_p = sampling_default(o->typical_p, m->typical_p, 1);
+    s->repetition_penalty = sampling_default(o->repetition_penalty, m->repetition_penalty, 1);
+    s->top_k = o->top_k >= 0 ? o->top_k : m->top_k >= 0 ? m->top_k : 0;
+}
+
+/* The options as they took effect. */
+static void set_effective_options(perch_engine *e) {
+    perch_options *o = &e->options;
+    o->device = PERCH_DEVICE_CPU;
+    o->dtype = plan_dtype(o, &e->config) == KERNELS_F32 ? PERCH_DTYPE_F32 : PERCH_DTYPE_BF16;
+    o->session_len = e->session_len;
+    o->page_bytes = e->plan.page_bytes;
+    o->cache_bytes = e->plan.pool_bytes;
+    o->temperature = e->default_sampling.temperature;
+    o->top_p = e->default_sampling.top_p;
+    o->min_p = e->default_sampling.min_p;
+    o->typical_p = e->default_sampling.typical_p;
+    o->repetition_penalty = e->default_sampling.repetition_penalty;
+    o->top_k = e->default_sampling.top_k;
+}
+
+static perch_status make_sync(perch_engine *e, perch_error *err) {
+    pthread_condattr_t monotonic;
+    if (pthread_condattr_init(&monotonic)) {
+        return err_nomem(err, "condition variables");
+    }
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    bool mutex = !pthread_mutex_init(&e->lock, NULL);
+    bool work = mutex && !pthread_cond_init(&e->work, &monotonic);
+    bool space = work && !pthread_cond_init(&e->space, &monotonic);
+    bool event = space && !pthread_cond_init(&e->event, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    if (!event) {
+        if (space) {
+            pthread_cond_destroy(&e->space);
+        }
+        if (work) {
+            pthread_cond_destroy(&e->work);
+        }
+        if (mutex) {
+            pthread_mutex_destroy(&e->lock);
+        }
+        return err_nomem(err, "a mutex and its conditions");
+    }
+    e->sync_made = true;
+    e->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    return e->event_fd >= 0 ? PERCH_OK : err_set(err, PERCH_E_IO, "eventfd: no descriptor left");
+}
+
+static perch_status make_step_arrays(perch_engine *e, const plan_parts *parts, perch_error *err) {
+    uint32_t n_tokens = parts->limits.max_step_tokens, n_rows = parts->sched.max_batch_size;
+    e->batch_tokens = calloc(n_tokens, sizeof *e->batch_tokens);
+    e->batch_positions = calloc(n_tokens, sizeof *e->batch_positions);
+    e->batch_token_row = calloc(n_tokens, sizeof *e->batch_token_row);
+    e->batch_rows = calloc(n_rows, sizeof *e->batch_rows);
+    e->logit_rows = calloc(parts->limits.max_logit_rows, sizeof *e->logit_rows);
+    e->samples = calloc(n_rows, sizeof *e->samples);
+    e->sample_status = calloc(n_rows, sizeof *e->sample_status);
+    if (!e->batch_tokens || !e->batch_positions || !e->batch_token_row || !e->batch_rows || !e->logit_rows ||
+        !e->samples || !e->sample_status) {
+        return err_nomem(err, "the step's arrays");
+    }
+    return sampler_create(e->config.vocab_size, &e->sampler, err);
+}
+
+static perch_status check_tokenizer(const perch_engine *e, perch_error *err) {
+    if (e->tokenizer && perch_tokenizer_n_tokens(e->tokenizer) > (int64_t)e->config.vocab_size) {
+        return err_set(err, PERCH_E_FORMAT, "tokenizer.json has %d tokens, the model's vocab_size is %u",
+                       perch_tokenizer_n_tokens(e->tokenizer), e->config.vocab_size);
+    }
+    return PERCH_OK;
+}
+
+/* Opens the device and everything on it, by the plan. */
+static perch_status load(perch_engine *e, perch_error *err) {
+    const perch_options *o = &e->options;
+    plan_parts parts;
+    perch_status status = plan_load_config(o, &e->config, err);
+    if (status || (status = plan_load_tokenizer(o, &e->tokenizer, err)) || (status = check_tokenizer(e, err))) {
+        return status;
+    }
+    kernels_config kernels = {.dtype = plan_dtype(o, &e->config), .n_threads = o->threads, .isa = NULL};
+    status = e->backend->open(&kernels, &e->device, err);
+    if (status) {
+        return status;
+    }
+    status = plan_make(o, e->backend, e->device, &e->config, e->tokenizer ? tokenizer_bytes(e->tokenizer) : 0, &parts,
+                       &e->plan, err);
+    if (status) {
+        return status;
+    }
+    e->session_len = e->plan.session_len;
+    status = model_load(e->backend, e->device, &e->config, &parts.limits,
+                        o->weights == PERCH_WEIGHTS_RANDOM ? NULL : o->path, o->random_seed, o->progress,
+                        o->progress_user, &e->model, err);
+    if (status) {
+        return status;
+    }
+    status = e->backend->kv_open(e->device, parts.cache.page_bytes, parts.cache.n_pages, parts.cache.n_slots,
+                                 cache_pages_per_slot(&parts.cache), err);
+    if (status) {
+        return status;
+    }
+    e->kv_is_open = true;
+    status = cache_create(&parts.cache, &e->kv, err);
+    if (status || (status = sched_init(&e->sched, &parts.sched, e->kv, completion_admitted, e, err))) {
+        return status;
+    }
+    return make_step_arrays(e, &parts, err);
+}
+
+static perch_status start_thread(perch_engine *e, perch_error *err) {
+    if (pthread_create(&e->thread, NULL, step_main, e)) {
+        return err_set(err, PERCH_E_NOMEM, "the step thread cannot be started");
+    }
+    e->thread_made = true;
+    return PERCH_OK;
+}
+
+perch_status perch_engine_create(const perch_options *options, perch_engine **out, perch_error *err) {
+    if (!options || !out) {
+        return err_set(err, PERCH_E_INVALID, "perch_engine_create: options and out must be given");
+    }
+    *out = NULL;
+    perch_status status = options_check(options, err);
+    if (status) {
+        return status;
+    }
+    perch_engine *e = calloc(1, sizeof *e);
+    if (!e) {
+        return err_nomem(err, "the engine");
+    }
+    e->options = *options;
+    e->backend = kernels_cpu();
+    e->event_fd = -1;
+    e->next_deadline_us = UINT64_MAX;
+    status = make_sync(e, err);
+    if (!status) {
+        status = load(e, err);
+    }
+    if (!status) {
+        set_default_sampling(e);
+        set_effective_options(e);
+        status = sampling_check(&e->default_sampling, e->config.vocab_size, err);
+        status = status ? err_prefix(err, PERCH_E_CONFIG, "[sampling] or generation_config.json") : start_thread(e, err);
+    }
+    if (status) {
+        perch_engine_destroy(e);
+        return status;
+    }
+    *out = e;
+    return PERCH_OK;
+}
+
+static void free_requests(perch_engine *e) {
+    for (size_t i = 0; i < e->requests.n_places; i++) {
+        request *r = e->requests.places[i].object;
+        if (r) {
+            for (uint32_t k = 0; k < r->n_completions; k++) {
+                sched_remove(&e->sched, &r->completions[k].item);
+            }
+            request_free(e, r);
+        }
+    }
+    idtable_fini(&e->requests);
+}
+
+static void free_sequences(perch_engine *e) {
+    for (size_t i = 0; i < e->sequences.n_places; i++) {
+        if (e->sequences.places[i].object) {
+            sequence_free(e, e->sequences.places[i].object);
+        }
+    }
+    idtable_fini(&e->sequences);
+}
+
+void perch_engine_destroy(perch_engine *e) {
+    if (!e) {
+        return;
+    }
+    if (e->thread_made) {
+        pthread_mutex_lock(&e->lock);
+        e->stopping = true;
+        pthread_cond_broadcast(&e->work);
+        pthread_cond_broadcast(&e->space);
+        pthread_cond_broadcast(&e->event);
+        pthread_mutex_unlock(&e->lock);
+        pthread_join(e->thread, NULL);
+    }
+    free_requests(e);
+    free_sequences(e);
+    sched_fini(&e->sched);
+    cache_destroy(e->kv);
+    if (e->kv_is_open) {
+        e->backend->kv_close(e->device);
+    }
+    model_destroy(e->model);
+    e->backend->close(e->device);
+    perch_tokenizer_destroy(e->tokenizer);
+    sampler_destroy(e->sampler);
+    free(e->batch_tokens);
+    free(e->batch_positions);
+    free(e->batch_token_row);
+    free(e->batch_rows);
+    free(e->logit_rows);
+    free(e->samples);
+    free(e->sample_status);
+    if (e->event_fd >= 0) {
+        close(e->event_fd);
+    }
+    if (e->sync_made) {
+        pthread_cond_destroy(&e->work);
+        pthread_cond_destroy(&e->space);
+        pthread_cond_destroy(&e->event);
+        pthread_mutex_destroy(&e->lock);
+    }
+    free(e);
+}
+
+perch_status perch_engine_plan(const perch_engine *e, perch_plan *plan, perch_error *err) {
+    if (!e || !plan || plan->struct_size != sizeof *plan) {
+        return err_set(err, PERCH_E_INVALID, "perch_engine_plan: engine and plan (with struct_size) must be given");
+    }
+    *plan = e->plan;
+    return PERCH_OK;
+}
+
+perch_status perch_engine_options(const perch_engine *e, perch_options *out, perch_error *err) {
+    if (!e || !out) {
+        return err_set(err, PERCH_E_INVALID, "perch_engine_options: engine and out must be given");
+    }
+    *out = e->options;
+    return PERCH_OK;
+}
+
+const perch_tokenizer *perch_engine_tokenizer(const perch_engine *e) { return e ? e->tokenizer : NULL; }
+
+perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error *err) {
+    if (!e || !stats || stats->struct_size != sizeof *stats) {
+        return err_set(err, PERCH_E_INVALID, "perch_engine_stats: engine and stats (with struct_size) must be given");
+    }
+    cache_stats kv;
+    pthread_mutex_lock(&e->lock);
+    *stats = e->stats;
+    stats->struct_size = sizeof *stats;
+    stats->status = e->dead;
+    cache_stats_get(e->kv, &kv);
+    stats->preemptions = e->sched.preemptions;
+    stats->rows_running = e->sched.n_running;
+    stats->requests_waiting = e->n_queued;
+    stats->sequences_open = e->sequences.n_objects;
+    pthread_mutex_unlock(&e->lock);
+    stats->evictions = kv.evictions;
+    stats->evicted_pages = kv.evicted_pages;
+    stats->copied_pages = kv.copied_pages;
+    stats->mapped_pages = kv.maps;
+    stats->unmapped_pages = kv.unmaps;
+    stats->sequences_resident = kv.n_resident_entries;
+    stats->slots_total = kv.n_slots;
+    stats->slots_active = kv.n_slots_pinned;
+    stats->pages_total = kv.n_pages;
+    stats->pages_free = kv.n_free;
+    stats->pages_live = kv.n_pinned;
+    stats->pages_cached = kv.n_idle;
+    return PERCH_OK;
+}

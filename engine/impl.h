@@ -1,0 +1,203 @@
+/*
+ * impl: what an engine consists of; shared by the files of engine/, seen by no host.
+ *
+ * Threads. Host threads call the public functions; one *step thread* runs the batch (step.c). One mutex, `lock`, guards everything
+ * below that is not marked otherwise. The step thread holds it while it plans and commits and gives it up during the forward pass
+ * and sampling; meanwhile what belongs to running completions (their sequence's tokens, their entry's pages) is
+ * touched by nobody else: host calls on a sequence with a request in flight are refused with E_BUSY.
+ *
+ * Life of a request. perch_submit checks and copies it into a `request` with one `completion` for each of n_completions, each with
+ * a sequence of its own (the first has the host's, the others forks that live as long as they do). Everything that it will ever
+ * need is allocated there. A completion is in the scheduler from submit until it ends; its fresh output
+ * makes it `ready`, once, in the outbox, and perch_next copies the output from there. It is freed when its DONE event
+ * has been fetched.
+ */
+#ifndef PERCH_ENGINE_IMPL_H
+#define PERCH_ENGINE_IMPL_H
+
+#include "cache/cache.h"
+#include "engine/idtable.h"
+#include "engine/model/model.h"
+#include "engine/sampler.h"
+#include "engine/sched.h"
+#include "kernels/kernels.h"
+
+#include <pthread.h>
+
+typedef struct completion completion;
+
+/* One conversation. */
+typedef struct sequence {
+    uint64_t id;
+    int32_t *tokens; /* [n_tokens], room for cap; grown by host calls only */
+    size_t cap;
+    uint32_t n_tokens;
+    uint32_t n_computed; /* the most tokens that ever had KV, 0 after a rewind below */
+    cache_entry *entry;
+    completion *busy; /* the completion in flight, or NULL */
+    bool closed;      /* freed when it is no longer busy */
+} sequence;
+
+/* A submitted turn: what its completions share. */
+typedef struct request {
+    uint64_t id;
+    uint64_t user_data;
+    uint32_t flags;
+    uint32_t max_tokens, min_tokens;
+    int32_t priority;
+    uint64_t submitted_us;
+    uint64_t deadline_us;     /* 0 = none */
+    perch_sampling *sampling; /* owned */
+    int32_t *stop_ids;        /* [n_stop_ids] owned: EOS unless ignored, then the request's stop tokens */
+    size_t n_stop_ids;
+    size_t n_eos; /* the first n_eos of them */
+    uint32_t n_completions;
+    uint32_t n_left; /* whose DONE was not fetched yet */
+    bool counted;            /* in engine.n_queued: not one of its completions was admitted yet */
+    completion *completions; /* [n_completions] owned */
+} request;
+
+struct completion {
+    sched_item item; /* first: the scheduler's items are completions */
+    request *req;
+    sequence *seq;
+    uint64_t seq_id;
+    uint32_t index;
+    bool finished;
+    bool cancel_requested;
+    bool forks_started; /* of the first: the others have the prompt */
+    uint32_t n_turn_start; /* length of the sequence before this turn */
+    uint32_t n_prompt;     /* length with the appended tokens */
+    uint32_t n_cached;     /* tokens found at the first admission */
+
+    /* output, appended by the step thread; entries below n_generated never change again */
+    int32_t *tokens; /* [max_tokens] */
+    float *logprobs; /* [max_tokens] or NULL */
+    perch_logprob *top; /* [max_tokens][n_logprobs] or NULL */
+    float *prompt_logprobs; /* [n_prompt - n_turn_start] or NULL */
+    uint32_t n_generated;
+    perch_finish finish;
+    perch_status status;
+    uint64_t admitted_us, first_token_us, finished_us;
+
+    /* stop strings: the step thread's decoding stream and matcher, NULL without any */
+    perch_tokenizer_stream *stop_stream;
+    stop_matcher *stops;
+    uint64_t stop_base;  /* bytes of text before the matcher began to look (min_tokens) */
+    uint64_t safe_bytes; /* of the text so far, this much cannot belong to a stop string */
+
+    /* outbox: which of it the host has */
+    bool ready, delivering, dirty;
+    completion *next_ready;
+    uint32_t n_delivered;
+    uint32_t n_decoded;
+    perch_tokenizer_stream *stream; /* the host side's decoding; NULL without text */
+    const char *piece;              /* decoded but not yet in text, or NULL */
+    size_t piece_bytes;
+    bool flushed;
+    char *text; /* [text_bytes] decoded, not yet delivered */
+    size_t text_bytes, text_cap;
+    uint64_t text_delivered;
+
+    /* lists of the engine */
+    completion *prev_timed, *next_timed;
+    completion *next_cancelled;
+};
+
+struct perch_engine {
+    /* constant after create */
+    perch_options options;
+    perch_plan plan;
+    model_config config;
+    const kernels_backend *backend;
+    kernels_device *device;
+    bool kv_is_open;
+    model *model;
+    perch_tokenizer *tokenizer; /* or NULL */
+    uint32_t session_len;
+    perch_sampling default_sampling;
+    int event_fd;
+
+    pthread_mutex_t lock;
+    pthread_cond_t work;  /* the step thread waits for it */
+    pthread_cond_t space; /* submitters wait for it */
+    pthread_cond_t event; /* perch_next waits for it */
+    bool sync_made, thread_made;
+    pthread_t thread;
+    bool stopping;
+    perch_status dead; /* sticky; and why */
+    perch_error dead_reason;
+
+    cache *kv;
+    sched sched;
+    idtable sequences, requests;
+    uint32_t n_queued; /* requests of which nothing was admitted yet */
+    completion *ready_head, *ready_tail;
+    completion *timed;         /* with a deadline */
+    uint64_t next_deadline_us; /* not later than the earliest; UINT64_MAX = none */
+    completion *cancelled;     /* asked to end */
+    perch_stats stats;
+
+    /* the step thread's own */
+    sampler *sampler;
+    int32_t *batch_tokens;     /* [max_step_tokens] */
+    uint32_t *batch_positions; /* [max_step_tokens] */
+    uint32_t *batch_token_row; /* [max_step_tokens] */
+    kernels_row *batch_rows;   /* [max_batch_size] */
+    uint32_t *logit_rows;      /* [max_logit_rows] */
+    sampler_output *samples;   /* [max_batch_size] */
+    perch_status *sample_status; /* [max_batch_size] */
+    const float *logits;
+
+    /* For tests: sees every row of logits on the step thread, and every step's end under the lock. */
+    void (*tap)(void *user, perch_sequence_id sequence, uint32_t position, const float *logits, uint32_t n);
+    void (*after_step)(void *user, perch_engine *engine);
+    void *test_user;
+};
+
+/* plan.c: the memory plan and, for create, all that it was computed from. */
+typedef struct plan_parts {
+    kernels_config kernels;
+    model_limits limits;
+    cache_config cache;
+    sched_config sched;
+    model_memory model;
+} plan_parts;
+
+perch_status plan_make(const perch_options *options, const kernels_backend *backend, kernels_device *device,
+                       const model_config *config, uint64_t tokenizer_host_bytes, plan_parts *parts, perch_plan *plan,
+                       perch_error *err);
+perch_status plan_load_config(const perch_options *options, model_config *config, perch_error *err);
+kernels_dtype plan_dtype(const perch_options *options, const model_config *config);
+perch_status plan_load_tokenizer(const perch_options *options, perch_tokenizer **out, perch_error *err);
+
+/* step.c */
+void *step_main(void *engine);
+
+/* batch.c: the planned step as a packed batch; sampling of its last rows; commit of both. */
+void batch_build(perch_engine *e, const sched_plan *plan, kernels_batch *batch);
+void batch_sample(perch_engine *e, const sched_plan *plan);
+void batch_commit(perch_engine *e, const sched_plan *plan);
+
+/* request.c; under the lock */
+perch_status check_tokens(const perch_engine *e, const int32_t *tokens, size_t n, perch_error *err);
+void request_free(perch_engine *e, request *r);
+
+/* completion.c; all under the lock */
+void completion_admitted(void *engine, sched_item *item, uint32_t n_valid);
+void completion_cancel(perch_engine *e, completion *c);
+void completion_finish(perch_engine *e, completion *c, perch_finish finish, perch_status status);
+void completion_start_forks(perch_engine *e, request *r);
+void completions_end_due(perch_engine *e); /* those cancelled or past their deadline */
+void engine_poison(perch_engine *e, const perch_error *why);
+
+/* events.c; under the lock */
+void outbox_push(perch_engine *e, completion *c);
+void outbox_signal(perch_engine *e);
+
+/* sequence.c; under the lock */
+perch_status sequence_create(perch_engine *e, size_t token_cap, sequence **out, perch_error *err);
+void sequence_free(perch_engine *e, sequence *s);
+sequence *sequence_get(perch_engine *e, perch_sequence_id id, bool idle, perch_error *err);
+
+#endif

@@ -1,0 +1,242 @@
+/* plan: what memory goes where, computed once before anything is loaded. */
+#include "engine/impl.h"
+#include "engine/options.h"
+#include "engine/text/text.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Rows of logits of a step beyond one for each batch row: prompt log-probabilities are computed this many tokens at a time. */
+#define EXTRA_LOGIT_ROWS 32u
+
+/* Places that slots may have in all when the engine chooses the page size: each can be a mapping of its own. */
+#define MAX_AUTO_PLACES 16384u
+#define MAX_AUTO_PAGE_BYTES ((uint64_t)2 << 20)
+
+perch_status plan_load_config(const perch_options *options, model_config *config, perch_error *err) {
+    if (!options->path[0]) {
+        return err_set(err, PERCH_E_CONFIG, "[model] path: not set");
+    }
+    return model_config_load(options->path, config, err);
+}
+
+kernels_dtype plan_dtype(const perch_options *options, const model_config *config) {
+    bool f32 = options->dtype == PERCH_DTYPE_F32 || (options->dtype == PERCH_DTYPE_AUTO && config->stored_f32);
+    return f32 ? KERNELS_F32 : KERNELS_BF16;
+}
+
+perch_status plan_load_tokenizer(const perch_options *options, perch_tokenizer **out, perch_error *err) {
+    char file[PERCH_PATH_CAP + 32];
+    *out = NULL;
+    if (options->tokenizer_path[0]) {
+        return perch_tokenizer_create(options->tokenizer_path, out, err);
+    }
+    snprintf(file, sizeof file, "%s/tokenizer.json", options->path);
+    return access(file, F_OK) == 0 ? perch_tokenizer_create(options->path, out, err) : PERCH_OK;
+}
+
+static uint64_t round_up(uint64_t x, uint64_t to) { return (x + to - 1) / to * to; }
+
+/* Bytes of KV of a full-length sequence. */
+static uint64_t session_bytes(uint32_t session_len, uint64_t group_bytes) {
+    return ((uint64_t)session_len + KV_GROUP_TOKENS - 1) / KV_GROUP_TOKENS * group_bytes;
+}
+
+/*
+ * The smallest page that holds a group or 2 MiB of one, but large enough that all slots together have no more places than
+ * the system allows mappings.
+ */
+static uint64_t choose_page_bytes(uint64_t granularity, uint64_t group_bytes, uint64_t slot_bytes, uint32_t n_slots) {
+    uint64_t page = granularity;
+    while (page < group_bytes && page < MAX_AUTO_PAGE_BYTES) {
+        page *= 2;
+    }
+    while (round_up(slot_bytes, page) / page * n_slots > MAX_AUTO_PLACES && page < slot_bytes) {
+        page *= 2;
+    }
+    return page;
+}
+
+/*
+ * Pages without which a lone full-length sequence could not go on: its own, and copies of the pages of its last group, which it
+ * may share with forks when it goes on to write there.
+ */
+static uint64_t least_pages(const cache_config *kv) {
+    return (uint64_t)cache_pages_per_slot(kv) + (kv->group_bytes + kv->page_bytes - 1) / kv->page_bytes + 1;
+}
+
+static perch_status choose_n_pages(const perch_options *o, uint64_t left_bytes, plan_parts *parts, perch_plan *plan,
+                                   perch_error *err) {
+    cache_config *kv = &parts->cache;
+    uint64_t least = least_pages(kv), n_pages;
+    if (o->cache_bytes) {
+        n_pages = o->cache_bytes / kv->page_bytes;
+    } else if (o->cache_max_entry_count >= 1) {
+        uint64_t own = cache_pages_per_slot(kv);
+        n_pages = (uint64_t)o->cache_max_entry_count * own + (least - own);
+    } else {
+        n_pages = (uint64_t)((double)left_bytes * o->cache_max_entry_count) / kv->page_bytes;
+    }
+    if (n_pages < least) {
+        return err_set(err, PERCH_E_NO_ROOM,
+                       "one sequence of session_len = %u tokens needs %llu pages of %llu bytes, the pool would have %llu "
+                       "(free %llu, weights %llu, workspace %llu bytes): lower [engine] session_len, or raise [cache] "
+                       "cache_bytes or cache_max_entry_count",
+                       parts->limits.session_len, (unsigned long long)least, (unsigned long long)kv->page_bytes,
+                       (unsigned long long)n_pages, (unsigned long long)plan->free_bytes,
+                       (unsigned long long)plan->weights_bytes, (unsigned long long)plan->workspace_bytes);
+    }
+    kv->n_pages = n_pages > UINT32_MAX - 1 ? UINT32_MAX - 1 : (uint32_t)n_pages;
+    return PERCH_OK;
+}
+
+static perch_status plan_cache(const perch_options *o, const kernels_backend *backend, kernels_device *device,
+                               const kv_layout *layout, plan_parts *parts, perch_plan *plan, perch_error *err) {
+    uint64_t granularity = backend->kv_page_granularity(device);
+    uint64_t slot_bytes = session_bytes(parts->limits.session_len, layout->group_bytes);
+    cache_config *kv = &parts->cache;
+    kv->page_bytes = o->page_bytes;
+    if (!kv->page_bytes) {
+        kv->page_bytes = choose_page_bytes(granularity, layout->group_bytes, slot_bytes, o->max_batch_size);
+    } else if (kv->page_bytes % granularity) {
+        return err_set(err, PERCH_E_CONFIG, "[cache] page_bytes: %llu is not a multiple of the device's %llu",
+                       (unsigned long long)kv->page_bytes, (unsigned long long)granularity);
+    }
+    kv->group_bytes = layout->group_bytes;
+    kv->n_slots = o->max_batch_size;
+    kv->session_len = parts->limits.session_len;
+    kv->chunk_pages = o->cache_chunk_size < 0 ? 0 : (uint32_t)o->cache_chunk_size;
+    if (cache_pages_per_slot(kv) == 0) {
+        return err_set(err, PERCH_E_NO_ROOM, "session_len = %u: a slot of %llu bytes is beyond any memory",
+                       parts->limits.session_len, (unsigned long long)slot_bytes);
+    }
+    uint64_t fixed = plan->weights_bytes + plan->workspace_bytes + plan->host_bytes;
+    uint64_t left = plan->free_bytes > fixed ? plan->free_bytes - fixed : 0;
+    perch_status status = choose_n_pages(o, left, parts, plan, err);
+    if (status) {
+        return status;
+    }
+    plan->pool_bytes = (uint64_t)kv->n_pages * kv->page_bytes;
+    plan->host_bytes += cache_host_bytes(kv);
+    plan->total_bytes = plan->weights_bytes + plan->workspace_bytes + plan->host_bytes + plan->pool_bytes;
+    if (plan->total_bytes > plan->free_bytes) {
+        return err_set(err, PERCH_E_NO_ROOM,
+                       "weights %llu + workspace %llu + host %llu + KV pool %llu = %llu bytes, but %llu are free",
+                       (unsigned long long)plan->weights_bytes, (unsigned long long)plan->workspace_bytes,
+                       (unsigned long long)plan->host_bytes, (unsigned long long)plan->pool_bytes,
+                       (unsigned long long)plan->total_bytes, (unsigned long long)plan->free_bytes);
+    }
+    return PERCH_OK;
+}
+
+static perch_status plan_limits(const perch_options *o, const model_config *config, plan_parts *parts,
+                                perch_error *err) {
+    uint32_t session_len = o->session_len ? o->session_len : config->max_positions;
+    if (session_len > config->max_positions) {
+        return err_set(err, PERCH_E_CONFIG, "[engine] session_len: %u is more than the model's %u positions",
+                       session_len, config->max_positions);
+    }
+    parts->limits.dtype = plan_dtype(o, config);
+    parts->limits.session_len = session_len;
+    parts->limits.max_step_tokens = o->max_step_tokens;
+    parts->limits.max_logit_rows = o->max_batch_size + EXTRA_LOGIT_ROWS;
+    parts->sched = (sched_config){.max_batch_size = o->max_batch_size,
+                                  .max_step_tokens = o->max_step_tokens,
+                                  .prefill_reserve = o->prefill_reserve,
+                                  .max_logit_rows = parts->limits.max_logit_rows,
+                                  .age_steps = o->age_steps,
+                                  .bypass_limit = o->bypass_limit};
+    return PERCH_OK;
+}
+
+static uint64_t step_host_bytes(const perch_options *o, const plan_parts *parts, uint32_t vocab_size) {
+    return (uint64_t)o->max_step_tokens * (sizeof(int32_t) + 2 * sizeof(uint32_t)) +
+           (uint64_t)o->max_batch_size * (sizeof(kernels_row) + sizeof(sampler_output) + sizeof(sched_row)) +
+           (uint64_t)parts->limits.max_logit_rows * sizeof(uint32_t) + sampler_bytes(vocab_size);
+}
+
+static void describe_model(const model_config *config, perch_plan *plan) {
+    plan->n_parameters = model_n_parameters(config);
+    plan->n_layers = config->n_layers;
+    plan->n_heads = config->n_heads;
+    plan->n_kv_heads = config->n_kv_heads;
+    plan->head_dim = config->head_dim;
+    plan->hidden_size = config->hidden_size;
+    plan->vocab_size = config->vocab_size;
+    snprintf(plan->architecture, sizeof plan->architecture, "%s", model_arch_name(config->arch));
+}
+
+perch_status plan_make(const perch_options *o, const kernels_backend *backend, kernels_device *device,
+                       const model_config *config, uint64_t tokenizer_host_bytes, plan_parts *parts, perch_plan *plan,
+                       perch_error *err) {
+    kv_layout layout;
+    perch_status status = plan_limits(o, config, parts, err);
+    if (status) {
+        return status;
+    }
+    memset(plan, 0, sizeof *plan);
+    plan->struct_size = sizeof *plan;
+    describe_model(config, plan);
+    kernels_dtype dtype = plan_dtype(o, config);
+    snprintf(plan->dtype, sizeof plan->dtype, "%s", dtype == KERNELS_F32 ? "f32" : "bf16");
+    snprintf(plan->backend, sizeof plan->backend, "%s", backend->describe(device));
+    status = backend->free_bytes(device, &plan->free_bytes, err);
+    if (status) {
+        return status;
+    }
+    model_memory_compute(backend, device, config, &parts->limits, &parts->model);
+    plan->weights_bytes = parts->model.weights_bytes;
+    plan->workspace_bytes = parts->model.workspace_bytes;
+    plan->host_bytes =
+        parts->model.host_bytes + tokenizer_host_bytes + step_host_bytes(o, parts, config->vocab_size);
+    model_kv_layout(config, dtype, &layout);
+    status = plan_cache(o, backend, device, &layout, parts, plan, err);
+    if (status) {
+        return status;
+    }
+    const cache_config *kv = &parts->cache;
+    plan->kv_bytes_per_token = layout.group_bytes / KV_GROUP_TOKENS;
+    plan->group_bytes = layout.group_bytes;
+    plan->page_bytes = kv->page_bytes;
+    plan->sequence_bytes = cache_pages_per_slot(kv) * kv->page_bytes;
+    plan->n_pages = kv->n_pages;
+    plan->n_slots = kv->n_slots;
+    plan->session_len = kv->session_len;
+    plan->n_full_sequences = kv->n_pages / cache_pages_per_slot(kv);
+    plan->n_pool_tokens = plan->pool_bytes / layout.group_bytes * KV_GROUP_TOKENS;
+    return PERCH_OK;
+}
+
+perch_status perch_plan_compute(const perch_options *options, perch_plan *plan, perch_error *err) {
+    const kernels_backend *backend = kernels_cpu();
+    kernels_device *device = NULL;
+    perch_tokenizer *tokenizer = NULL;
+    model_config config;
+    plan_parts parts;
+    perch_plan made;
+    if (!options || !plan || plan->struct_size != sizeof *plan) {
+        return err_set(err, PERCH_E_INVALID, "perch_plan_compute: options and plan (with struct_size) must be given");
+    }
+    perch_status status = options_check(options, err);
+    if (!status) {
+        status = plan_load_config(options, &config, err);
+    }
+    if (!status) {
+        status = plan_load_tokenizer(options, &tokenizer, err);
+    }
+    if (!status) {
+        kernels_config kernels = {.dtype = plan_dtype(options, &config), .n_threads = options->threads, .isa = NULL};
+        status = backend->open(&kernels, &device, err);
+    }
+    if (!status) {
+        status = plan_make(options, backend, device, &config, tokenizer ? tokenizer_bytes(tokenizer) : 0, &parts, &made, err);
+    }
+    if (!status) {
+        *plan = made;
+    }
+    backend->close(device);
+    perch_tokenizer_destroy(tokenizer);
+    return status;
+}

@@ -1,0 +1,273 @@
+/* sched: see sched.h for how it works. */
+#include "engine/sched.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Ageing stops where it has lifted the lowest priority above the highest: from there on arrival decides. */
+#define MAX_AGE_BONUS (SCHED_MAX_PRIORITY - SCHED_MIN_PRIORITY + 1)
+
+/* How many items behind a blocked one are looked at in one step; bounds the cost of planning. */
+#define BYPASS_WINDOW 16u
+
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+/* ------------------------------------------------------------------- lists -- */
+
+static void list_unlink(sched_list *list, sched_item *item) {
+    *(item->prev ? &item->prev->next : &list->head) = item->next;
+    *(item->next ? &item->next->prev : &list->tail) = item->prev;
+    item->prev = item->next = NULL;
+}
+
+/* Links item behind `after` (NULL = first). */
+static void list_insert_after(sched_list *list, sched_item *after, sched_item *item) {
+    item->prev = after;
+    item->next = after ? after->next : list->head;
+    *(item->next ? &item->next->prev : &list->tail) = item;
+    *(after ? &after->next : &list->head) = item;
+}
+
+static sched_list *waiting_list(sched *s, const sched_item *item) {
+    return &s->waiting[item->priority - SCHED_MIN_PRIORITY];
+}
+
+/*
+ * Queues by arrival. A new item goes to the end; a preempted one is older than nearly all that wait, so it is placed from the
+ * front, past the few that are older still.
+ */
+static void waiting_insert(sched *s, sched_item *item) {
+    sched_list *list = waiting_list(s, item);
+    sched_item *after = list->tail;
+    if (after && after->arrival > item->arrival) {
+        after = NULL;
+        for (sched_item *at = list->head; at && at->arrival < item->arrival; at = at->next) {
+            after = at;
+        }
+    }
+    list_insert_after(list, after, item);
+    item->state = SCHED_WAITING;
+    s->n_waiting++;
+}
+
+static void running_insert(sched *s, sched_item *item) {
+    sched_item *after = s->running.tail;
+    while (after && (after->rank < item->rank || (after->rank == item->rank && after->arrival > item->arrival))) {
+        after = after->prev;
+    }
+    list_insert_after(&s->running, after, item);
+    item->state = SCHED_RUNNING;
+    s->n_running++;
+}
+
+/* --------------------------------------------------------------- life cycle -- */
+
+perch_status sched_init(sched *s, const sched_config *config, cache *kv, sched_admit_fn on_admit, void *user,
+                        perch_error *err) {
+    assert(config->max_batch_size >= 1 && config->max_logit_rows > config->max_batch_size);
+    assert(config->max_batch_size + config->prefill_reserve <= config->max_step_tokens);
+    memset(s, 0, sizeof *s);
+    s->config = *config;
+    s->kv = kv;
+    s->on_admit = on_admit;
+    s->user = user;
+    s->plan.rows = calloc(config->max_batch_size, sizeof *s->plan.rows);
+    return s->plan.rows ? PERCH_OK : err_nomem(err, "the step plan");
+}
+
+void sched_fini(sched *s) {
+    free(s->plan.rows);
+    s->plan.rows = NULL;
+}
+
+void sched_add(sched *s, sched_item *item) {
+    assert(item->state == SCHED_OUT && item->n_tokens > 0);
+    item->arrival = ++s->arrivals;
+    item->arrival_step = s->step;
+    item->n_bypassed = 0;
+    item->was_admitted = false;
+    waiting_insert(s, item);
+}
+
+void sched_remove(sched *s, sched_item *item) {
+    if (item->state == SCHED_WAITING) {
+        list_unlink(waiting_list(s, item), item);
+        s->n_waiting--;
+    } else if (item->state == SCHED_RUNNING) {
+        list_unlink(&s->running, item);
+        s->n_running--;
+        cache_unpin(s->kv, item->entry);
+    }
+    item->state = SCHED_OUT;
+}
+
+void sched_preempt(sched *s, sched_item *item) {
+    assert(item->state == SCHED_RUNNING);
+    sched_remove(s, item);
+    waiting_insert(s, item);
+    s->preemptions++;
+}
+
+/* -------------------------------------------------------------------- plan -- */
+
+static void plan_row(sched *s, sched_item *item, uint32_t n_tokens) {
+    uint32_t first = cache_entry_n_valid(item->entry);
+    uint32_t end = first + n_tokens;
+    uint32_t from = item->logits_from > first ? item->logits_from : first;
+    sched_row *row = &s->plan.rows[s->plan.n_rows++];
+    item->planned_step = s->step;
+    row->item = item;
+    row->first_position = first;
+    row->n_tokens = n_tokens;
+    row->n_logits = end > from ? end - from : 0;
+    s->plan.n_tokens += n_tokens;
+    s->plan.n_logits += row->n_logits;
+}
+
+static bool lacks_one(const sched_item *item) { return item->n_tokens - cache_entry_n_valid(item->entry) == 1; }
+
+/* Decode rows, in order. Victims come from the end of the list, so none that was planned already is ever taken. */
+static void plan_decode(sched *s) {
+    for (sched_item *item = s->running.head, *next; item; item = next) {
+        next = item->next;
+        if (!lacks_one(item)) {
+            continue;
+        }
+        while (cache_extend(s->kv, item->entry, item->n_tokens) != PERCH_OK) {
+            sched_item *victim = s->running.tail;
+            sched_preempt(s, victim);
+            if (victim == item) {
+                break;
+            }
+            next = item->next;
+        }
+        if (item->state == SCHED_RUNNING) {
+            plan_row(s, item, 1);
+        }
+    }
+    s->plan.n_decode = s->plan.n_rows;
+}
+
+static void plan_prefill(sched *s) {
+    for (sched_item *item = s->running.head; item; item = item->next) {
+        uint32_t n_valid = cache_entry_n_valid(item->entry);
+        uint32_t budget = s->config.max_step_tokens - s->plan.n_tokens;
+        uint32_t lacking = item->n_tokens - n_valid;
+        if (budget == 0) {
+            break;
+        }
+        if (item->planned_step == s->step) {
+            continue;
+        }
+        uint32_t chunk = min_u32(lacking, budget);
+        uint32_t logits_left = s->config.max_logit_rows - s->plan.n_logits;
+        uint32_t before_logits = item->logits_from > n_valid ? item->logits_from - n_valid : 0;
+        if (chunk > before_logits && chunk - before_logits > logits_left) {
+            chunk = before_logits + logits_left;
+        }
+        if (chunk > 0) {
+            plan_row(s, item, chunk);
+        }
+    }
+}
+
+/* --------------------------------------------------------------- admission -- */
+
+static int32_t aged_priority(const sched *s, const sched_item *item) {
+    uint64_t bonus = s->config.age_steps ? (s->step - item->arrival_step) / s->config.age_steps : 0;
+    return item->priority + (bonus > MAX_AGE_BONUS ? MAX_AGE_BONUS : (int32_t)bonus);
+}
+
+/* The next candidate in order of (aged priority, arrival) among the levels' cursors; NULL if none is left. */
+static sched_item *next_candidate(const sched *s, sched_item **cursors) {
+    sched_item *best = NULL;
+    uint32_t best_level = 0;
+    int32_t best_priority = 0;
+    for (uint32_t level = 0; level < SCHED_N_LEVELS; level++) {
+        sched_item *item = cursors[level];
+        int32_t priority = item ? aged_priority(s, item) : 0;
+        if (item && (!best || priority > best_priority || (priority == best_priority && item->arrival < best->arrival))) {
+            best = item;
+            best_level = level;
+            best_priority = priority;
+        }
+    }
+    if (best) {
+        cursors[best_level] = best->next;
+    }
+    return best;
+}
+
+/*
+ * Gives a waiting item a row if there is memory for all of its tokens, beside a page for each row that already runs. At least
+ * one token is computed, and all whose logits are wanted, even where the cache has them.
+ */
+static bool admit(sched *s, sched_item *item) {
+    uint32_t keep = min_u32(item->logits_from, item->n_tokens - 1);
+    if (cache_entry_n_valid(item->entry) > keep) {
+        cache_truncate(s->kv, item->entry, keep);
+    }
+    if (!cache_can_hold(s->kv, item->entry, item->n_tokens, s->n_running)) {
+        return false;
+    }
+    if (cache_pin(s->kv, item->entry) != PERCH_OK) {
+        return false;
+    }
+    if (cache_extend(s->kv, item->entry, item->n_tokens) != PERCH_OK) {
+        cache_unpin(s->kv, item->entry);
+        return false;
+    }
+    list_unlink(waiting_list(s, item), item);
+    s->n_waiting--;
+    item->rank = aged_priority(s, item);
+    running_insert(s, item);
+    if (s->on_admit) {
+        s->on_admit(s->user, item, cache_entry_n_valid(item->entry));
+    }
+    item->was_admitted = true;
+    return true;
+}
+
+static void plan_admission(sched *s) {
+    sched_item *cursors[SCHED_N_LEVELS];
+    sched_item *blocked[BYPASS_WINDOW];
+    uint32_t n_blocked = 0;
+    for (uint32_t level = 0; level < SCHED_N_LEVELS; level++) {
+        cursors[level] = s->waiting[level].head;
+    }
+    while (s->n_running < s->config.max_batch_size && n_blocked < BYPASS_WINDOW) {
+        sched_item *item = next_candidate(s, cursors);
+        if (!item) {
+            return;
+        }
+        if (admit(s, item)) {
+            for (uint32_t i = 0; i < n_blocked; i++) {
+                blocked[i]->n_bypassed++;
+            }
+        } else {
+            blocked[n_blocked++] = item;
+        }
+        for (uint32_t i = 0; i < n_blocked; i++) {
+            if (blocked[i]->n_bypassed >= s->config.bypass_limit) {
+                return;
+            }
+        }
+    }
+}
+
+const sched_plan *sched_make_plan(sched *s) {
+    s->step++;
+    s->plan.n_rows = s->plan.n_tokens = s->plan.n_logits = s->plan.n_decode = 0;
+    plan_decode(s);
+    plan_admission(s);
+    plan_prefill(s);
+    return &s->plan;
+}
+
+void sched_commit(sched *s) {
+    for (uint32_t i = 0; i < s->plan.n_rows; i++) {
+        const sched_row *row = &s->plan.rows[i];
+        cache_commit(row->item->entry, row->first_position + row->n_tokens);
+    }
+}

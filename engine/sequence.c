@@ -1,0 +1,241 @@
+/* sequence: conversations as the host sees them. All of it happens under the engine's lock; nothing here waits for a step. */
+#include "engine/impl.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Room for at least cap tokens. Host calls only. */
+static perch_status reserve_tokens(sequence *s, size_t cap, perch_error *err) {
+    if (cap <= s->cap) {
+        return PERCH_OK;
+    }
+    return array_reserve((void **)&s->tokens, &s->cap, cap, sizeof *s->tokens, err);
+}
+
+perch_status sequence_create(perch_engine *e, size_t token_cap, sequence **out, perch_error *err) {
+    sequence *s = calloc(1, sizeof *s);
+    perch_status status = s ? PERCH_OK : err_nomem(err, "a sequence");
+    if (!status) {
+        status = reserve_tokens(s, token_cap, err);
+    }
+    if (!status) {
+        status = cache_entry_create(e->kv, &s->entry, err);
+    }
+    if (!status) {
+        status = idtable_reserve(&e->sequences, 1, err);
+    }
+    if (status) {
+        if (s && s->entry) {
+            cache_entry_destroy(e->kv, s->entry);
+        }
+        if (s) {
+            free(s->tokens);
+        }
+        free(s);
+        return status;
+    }
+    s->id = idtable_add(&e->sequences, s);
+    *out = s;
+    return PERCH_OK;
+}
+
+void sequence_free(perch_engine *e, sequence *s) {
+    idtable_remove(&e->sequences, s->id);
+    cache_entry_destroy(e->kv, s->entry);
+    free(s->tokens);
+    free(s);
+}
+
+sequence *sequence_get(perch_engine *e, perch_sequence_id id, bool idle, perch_error *err) {
+    sequence *s = idtable_get(&e->sequences, id);
+    if (!s) {
+        err_set(err, PERCH_E_NOT_FOUND, "no sequence has the id %llu", (unsigned long long)id);
+        return NULL;
+    }
+    if (idle && s->busy) {
+        err_set(err, PERCH_E_BUSY, "sequence %llu has a request in flight", (unsigned long long)id);
+        return NULL;
+    }
+    return s;
+}
+
+/* sequence_get's failure as a status, whether or not the caller wants a message. */
+static perch_status why_not(const perch_engine *e, perch_sequence_id id) {
+    return idtable_get(&e->sequences, id) ? PERCH_E_BUSY : PERCH_E_NOT_FOUND;
+}
+
+static perch_status check_engine(const perch_engine *e, const void *other, const char *function, perch_error *err) {
+    return e && other ? PERCH_OK : err_set(err, PERCH_E_INVALID, "%s: an argument is NULL", function);
+}
+
+perch_status perch_sequence_open(perch_engine *e, perch_sequence_id *out, perch_error *err) {
+    sequence *s;
+    perch_status status = check_engine(e, out, "perch_sequence_open", err);
+    if (status) {
+        return status;
+    }
+    pthread_mutex_lock(&e->lock);
+    status = sequence_create(e, 0, &s, err);
+    *out = status ? 0 : s->id;
+    pthread_mutex_unlock(&e->lock);
+    return status;
+}
+
+perch_status perch_sequence_close(perch_engine *e, perch_sequence_id id, perch_error *err) {
+    perch_status status = check_engine(e, e, "perch_sequence_close", err);
+    if (status) {
+        return status;
+    }
+    pthread_mutex_lock(&e->lock);
+    sequence *s = sequence_get(e, id, false, err);
+    if (!s) {
+        status = PERCH_E_NOT_FOUND;
+    } else if (!s->busy) {
+        sequence_free(e, s);
+    } else {
+        idtable_remove(&e->sequences, id);
+        s->closed = true;
+        completion_cancel(e, s->busy);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return status;
+}
+
+static perch_status append(perch_engine *e, sequence *s, const int32_t *tokens, size_t n, perch_error *err) {
+    perch_status status = check_tokens(e, tokens, n, err);
+    if (status) {
+        return status;
+    }
+    if (n > e->session_len - s->n_tokens) {
+        return err_set(err, PERCH_E_TOO_LONG, "%u tokens + %zu appended are more than session_len = %u", s->n_tokens, n,
+                       e->session_len);
+    }
+    status = reserve_tokens(s, s->n_tokens + n, err);
+    if (!status && n) {
+        memcpy(s->tokens + s->n_tokens, tokens, n * sizeof *tokens);
+        s->n_tokens += (uint32_t)n;
+    }
+    return status;
+}
+
+perch_status perch_sequence_append(perch_engine *e, perch_sequence_id id, const int32_t *tokens, size_t n,
+                                   perch_error *err) {
+    perch_status status = check_engine(e, n ? (const void *)tokens : e, "perch_sequence_append", err);
+    if (status) {
+        return status;
+    }
+    pthread_mutex_lock(&e->lock);
+    sequence *s = sequence_get(e, id, true, err);
+    status = s ? append(e, s, tokens, n, err) : why_not(e, id);
+    pthread_mutex_unlock(&e->lock);
+    return status;
+}
+
+static perch_status fork_at(perch_engine *e, sequence *s, uint64_t n_tokens, perch_sequence_id *out, perch_error *err) {
+    sequence *child;
+    if (n_tokens > s->n_tokens) {
+        return err_set(err, PERCH_E_INVALID, "n_tokens: %llu of a sequence of %u", (unsigned long long)n_tokens,
+                       s->n_tokens);
+    }
+    perch_status status = sequence_create(e, (size_t)n_tokens, &child, err);
+    if (status) {
+        return status;
+    }
+    status = cache_fork(e->kv, s->entry, child->entry, (uint32_t)n_tokens, err);
+    if (status) {
+        sequence_free(e, child);
+        return status;
+    }
+    if (n_tokens) {
+        memcpy(child->tokens, s->tokens, (size_t)n_tokens * sizeof *s->tokens);
+    }
+    child->n_tokens = (uint32_t)n_tokens;
+    child->n_computed = s->n_computed < child->n_tokens ? s->n_computed : child->n_tokens;
+    *out = child->id;
+    return PERCH_OK;
+}
+
+perch_status perch_sequence_fork(perch_engine *e, perch_sequence_id id, uint64_t n_tokens, perch_sequence_id *out,
+                                 perch_error *err) {
+    perch_status status = check_engine(e, out, "perch_sequence_fork", err);
+    if (status) {
+        return status;
+    }
+    *out = 0;
+    pthread_mutex_lock(&e->lock);
+    sequence *s = sequence_get(e, id, true, err);
+    status = s ? fork_at(e, s, n_tokens, out, err) : why_not(e, id);
+    pthread_mutex_unlock(&e->lock);
+    return status;
+}
+
+perch_status perch_sequence_rewind(perch_engine *e, perch_sequence_id id, uint64_t n_tokens, perch_error *err) {
+    perch_status status = check_engine(e, e, "perch_sequence_rewind", err);
+    if (status) {
+        return status;
+    }
+    pthread_mutex_lock(&e->lock);
+    sequence *s = sequence_get(e, id, true, err);
+    if (!s) {
+        status = why_not(e, id);
+    } else if (n_tokens > s->n_tokens) {
+        status = err_set(err, PERCH_E_INVALID, "n_tokens: %llu of a sequence of %u", (unsigned long long)n_tokens,
+                         s->n_tokens);
+    } else {
+        s->n_tokens = (uint32_t)n_tokens;
+        s->n_computed = s->n_computed < s->n_tokens ? s->n_computed : s->n_tokens;
+        cache_truncate(e->kv, s->entry, s->n_tokens);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return status;
+}
+
+perch_status perch_sequence_tokens(perch_engine *e, perch_sequence_id id, int32_t *tokens, size_t cap, size_t *n_tokens,
+                                   perch_error *err) {
+    perch_status status = check_engine(e, cap && !tokens ? NULL : n_tokens, "perch_sequence_tokens", err);
+    if (status) {
+        return status;
+    }
+    pthread_mutex_lock(&e->lock);
+    sequence *s = sequence_get(e, id, false, err);
+    if (!s) {
+        status = PERCH_E_NOT_FOUND;
+    } else {
+        size_t n = s->n_tokens < cap ? s->n_tokens : cap;
+        if (n) {
+            memcpy(tokens, s->tokens, n * sizeof *tokens);
+        }
+        *n_tokens = s->n_tokens;
+        if (s->n_tokens > cap) {
+            status = err_set(err, PERCH_E_BUFFER, "%u tokens, room for %zu", s->n_tokens, cap);
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+    return status;
+}
+
+perch_status perch_sequence_state(perch_engine *e, perch_sequence_id id, perch_sequence_info *info, perch_error *err) {
+    perch_status status = check_engine(e, info, "perch_sequence_state", err);
+    if (status) {
+        return status;
+    }
+    if (info->struct_size != sizeof *info) {
+        return err_set(err, PERCH_E_INVALID, "perch_sequence_state: info.struct_size is not set");
+    }
+    pthread_mutex_lock(&e->lock);
+    sequence *s = sequence_get(e, id, false, err);
+    if (!s) {
+        status = PERCH_E_NOT_FOUND;
+    } else {
+        info->residency = cache_entry_pinned(s->entry)    ? PERCH_SEQ_ACTIVE
+                          : cache_entry_n_pages(s->entry) ? PERCH_SEQ_RESIDENT
+                                                          : PERCH_SEQ_TOKENS;
+        info->in_flight = s->busy != NULL;
+        info->n_tokens = s->n_tokens;
+        info->n_kv_tokens = cache_entry_n_valid(s->entry);
+        info->n_kv_computed = s->n_computed;
+        info->n_evictions = cache_entry_n_evictions(s->entry);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return status;
+}
