@@ -1,0 +1,1 @@
+perch_sources(options.c option_value.c ini.c)
