@@ -2,7 +2,7 @@
 # passed, failed, skipped. Reasons for skipping go to the file `skips`.
 #
 # A test program counts by its lines "NAME: N passed, N failed, N skipped"; one without such a line counts as one test, by
-# its exit code. A program that crashed, ran out of time or failed after its count is one failure more than it counted.
+# its exit code. A program that crashes, runs out of time or ends with an error without having counted a failure counts one.
 BEGIN { OFS = "\t" }
 
 # A line of a running test: "ID: text".
@@ -17,6 +17,7 @@ match($0, /^[0-9]+: /) {
         skipped[id] += n > 5 ? words[6] : 0
     }
     if (text ~ /^skip /) { print substr(text, 6) >> skips }
+    if (text ~ /^FAIL / && n_bad[id] < 40) { bad[id, n_bad[id]++] = text }
     kept[id, n_lines[id]++ % 80] = text
     next
 }
@@ -38,6 +39,7 @@ match($0, /^ *[0-9]+\/[0-9]+ Test +#[0-9]+: /) {
     if (state == "ok" && !counted[id]) { passed[id]++ }
     if (state == "FAIL") {
         from = n_lines[id] > 80 ? n_lines[id] - 80 : 0
+        for (i = 0; from > 0 && i < n_bad[id]; i++) { print "        " bad[id, i] }
         for (i = from; i < n_lines[id]; i++) { print "        " kept[id, i % 80] }
         sub(/^[^ ]+ \.*/, "", rest)
         print "        " rest
@@ -49,4 +51,4 @@ match($0, /^ *[0-9]+\/[0-9]+ Test +#[0-9]+: /) {
 }
 
 # What ctest itself has to say: no tests, a broken configuration.
-/^(CMake Error|No tests were found|Internal ctest|.*Could not find|Unable to)/ { print "  " $0 }
+/^(CMake Error|No tests were found|.*Could not find|Unable to)/ { print "  " $0 }
