@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks that headers stand on their own: each compiles alone as C11; perch.h and those that device code will see (base/,
-# kernels/kernels.h) also as C++17.
+# kernels/kernels.h) also as C++17. NAME_body.h is no header but a body, compiled once for each file that includes it.
 # usage: headers.sh CC [CXX]   from the source folder; without a C++ compiler its checks are skipped
 set -euo pipefail
 cc=$1
@@ -24,7 +24,7 @@ check() { # name, compiler and flags...
 
 while read -r header; do
     check "$header alone as C11" "$cc" -std=c11 -Wstrict-prototypes "${flags[@]}" -x c -include "$header" /dev/null
-done < <(find include base kernels cache comm engine tools tests/support -name '*.h' | sort)
+done < <(find include base kernels cache comm engine tools tests/support -name '*.h' -not -name '*_body.h' | sort)
 
 for header in include/perch/perch.h base/*.h kernels/kernels.h; do
     if [ -z "$cxx" ]; then
