@@ -28,7 +28,10 @@ typedef struct kernels_config {
     const char *isa;     /* CPU: "avx512bf16", "avx512", "scalar"; NULL = the best there is. For tests. Unknown: error */
 } kernels_config;
 
-/* Where the KV of (layer, kv head) lies within a group: [layer][kv head][K 16×D | V 16×D], K after RoPE. */
+/*
+ * Where the KV of (layer, kv head) lies within a group: [layer][kv head][K 16×D | V 16×D], K after RoPE. In which order a run
+ * of 16×D has its elements is the backend's own business; a token's K and V are written by rope_write alone.
+ */
 typedef struct kv_layout {
     uint32_t n_layers;
     uint32_t n_kv_heads;

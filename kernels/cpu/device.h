@@ -1,0 +1,119 @@
+/*
+ * The CPU backend's device and the functions that fill in its table, file by file.
+ */
+#ifndef PERCH_KERNELS_CPU_DEVICE_H
+#define PERCH_KERNELS_CPU_DEVICE_H
+
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/pool.h"
+#include "kernels/kernels.h"
+
+/* bf16: inputs of matrix products are rounded into this much memory, and taken in pieces where they are larger. */
+#define CPU_ROUNDED_BYTES ((size_t)16 << 20)
+
+/* A run of zeroed memory: from mmap with huge-page advice where it is large, else from the heap. */
+typedef struct cpu_region {
+    void *data; /* aligned to 64 bytes, large ones to 2 MiB */
+    size_t bytes;
+    size_t mapped_bytes; /* 0: from the heap */
+} cpu_region;
+
+typedef struct cpu_buffer {
+    cpu_region region;
+    struct cpu_buffer *next;
+    struct cpu_buffer *previous;
+} cpu_buffer;
+
+/* Words [panel][word of n_in][CPU_PANEL outputs]; outputs and inputs behind the last are 0. */
+struct kernels_weight {
+    cpu_region region;
+    uint32_t n_out;
+    uint32_t n_in;
+    uint32_t n_panels;
+    size_t n_words; /* of one row */
+    struct kernels_weight *next;
+    struct kernels_weight *previous;
+};
+
+/* KV memory: one memfd; slots are places side by side in one reserved range. */
+typedef struct cpu_kv {
+    int fd; /* -1: closed */
+    uint8_t *reservation;
+    size_t reserved_bytes;
+    uint8_t *base; /* slot 0's place 0, aligned within the reservation */
+    size_t page_bytes;
+    uint32_t n_pages;
+    uint32_t n_slots;
+    uint32_t pages_per_slot;
+    uint8_t *copy_buffer; /* what KV_COPY moves at a time */
+} cpu_kv;
+
+struct kernels_device {
+    bool bf16;
+    uint32_t n_threads;
+    const cpu_isa *isa;
+    cpu_pool *pool;
+    cpu_scratch *scratch; /* [n_threads] */
+    cpu_region rounded;   /* CPU_ROUNDED_BYTES, with bf16 */
+    cpu_buffer *buffers;
+    kernels_weight *weights;
+    cpu_kv kv;
+    char description[64];
+};
+
+static inline size_t cpu_element_bytes(const kernels_device *device)
+{
+    return device->bf16 ? sizeof(uint16_t) : sizeof(float);
+}
+
+/* memory.c. touch: every page is written, so that the memory is there; else the pages come as they are used. */
+perch_status cpu_region_open(size_t bytes, bool touch, const char *what, cpu_region *out, perch_error *err);
+void cpu_region_close(cpu_region *region);
+perch_status cpu_alloc(kernels_device *device, size_t bytes, void **out, perch_error *err);
+void cpu_free(kernels_device *device, void *buffer);
+perch_status cpu_upload(kernels_device *device, void *to, const void *from_host, size_t bytes, perch_error *err);
+perch_status cpu_download(kernels_device *device, void *to_host, const void *from, size_t bytes, perch_error *err);
+void cpu_free_all(kernels_device *device);
+
+/* limits.c. root: "" for the system's own /proc and /sys; tests put a folder before them. */
+perch_status cpu_free_bytes_under(const char *root, uint64_t *out, perch_error *err);
+
+/* weights.c */
+uint64_t cpu_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in);
+perch_status cpu_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
+                               perch_error *err);
+void cpu_weight_destroy(kernels_device *device, kernels_weight *weight);
+perch_status cpu_weight_set_rows(kernels_device *device, kernels_weight *weight, uint32_t first, uint32_t n,
+                                 kernels_dtype dtype, const void *rows, perch_error *err);
+void cpu_weight_row(const kernels_device *device, const kernels_weight *weight, uint32_t row, float *out);
+void cpu_weight_destroy_all(kernels_device *device);
+
+/* kv.c */
+uint64_t cpu_kv_page_granularity(const kernels_device *device);
+perch_status cpu_kv_open(kernels_device *device, uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots,
+                         uint32_t pages_per_slot, perch_error *err);
+void cpu_kv_close(kernels_device *device);
+uint8_t *cpu_kv_slot_base(const kernels_device *device, uint32_t slot);
+perch_status cpu_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
+
+/* ops.c, attention_ops.c: the math, as kernels.h has it */
+perch_status cpu_embed(kernels_device *device, const kernels_weight *weight, const int32_t *tokens, uint32_t n_tokens,
+                       void *y, perch_error *err);
+perch_status cpu_rmsnorm(kernels_device *device, const void *x, const float *gain, float eps, uint32_t n_tokens,
+                         uint32_t width, void *y, perch_error *err);
+perch_status cpu_linear(kernels_device *device, const kernels_weight *weight, const float *bias, const void *x,
+                        uint32_t n_tokens, void *y, bool accumulate, perch_error *err);
+perch_status cpu_linear_f32(kernels_device *device, const kernels_weight *weight, const void *x, uint32_t n_tokens,
+                            float *y, perch_error *err);
+perch_status cpu_head_norm(kernels_device *device, void *x, uint32_t n_tokens, uint32_t stride, uint32_t offset,
+                           uint32_t n_heads, uint32_t head_dim, const float *gain, float eps, perch_error *err);
+perch_status cpu_rope_write(kernels_device *device, const kernels_batch *batch, const kernels_attention *attention,
+                            const float *table, void *qkv, perch_error *err);
+perch_status cpu_run_attention(kernels_device *device, const kernels_batch *batch, const kernels_attention *attention,
+                               const void *qkv, void *out, perch_error *err);
+perch_status cpu_silu_mul(kernels_device *device, const void *gate_up, uint32_t n_tokens, uint32_t width, void *y,
+                          perch_error *err);
+perch_status cpu_gather(kernels_device *device, const void *x, const uint32_t *indices, uint32_t n, uint32_t width,
+                        void *y, perch_error *err);
+
+#endif
