@@ -7,6 +7,11 @@
 #include <string.h>
 #include <time.h>
 
+/* What base.h tells analysers stands in the way of the definitions. */
+#undef err_set
+#undef err_prefix
+#undef err_nomem
+
 perch_status err_set(perch_error *err, perch_status status, const char *format, ...) {
     if (err) {
         va_list args;

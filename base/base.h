@@ -26,6 +26,13 @@ perch_status err_prefix(perch_error *err, perch_status status, const char *forma
 /* The common out-of-memory error; what: "the page table". */
 perch_status err_nomem(perch_error *err, const char *what);
 
+#if defined(__clang_analyzer__) || defined(__cppcheck__)
+/* An analyser looks at one file at a time: it has to be told that these return what they are given, and never success. */
+#define err_set(err, status, ...) (err_set(err, status, __VA_ARGS__), (status))
+#define err_prefix(err, status, ...) (err_prefix(err, status, __VA_ARGS__), (status))
+#define err_nomem(err, what) (err_nomem(err, what), PERCH_E_NOMEM)
+#endif
+
 /*
  * Makes *array (elements of element_bytes) hold at least need elements, doubling. On failure nothing changed.
  * *array may be NULL with *cap 0. The caller frees *array.
