@@ -1,0 +1,211 @@
+/* fields: strict reading of one JSON object, and of the file that it stands in. */
+#include "engine/model/fields.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const json_t *get(const fields *f, const char *key) {
+    const json_t *value = json_object_get(f->object, key);
+    return json_is_null(value) ? NULL : value;
+}
+
+bool field_is_set(const fields *f, const char *key) { return get(f, key) != NULL; }
+
+perch_status field_require(const fields *f, const char *key) {
+    return get(f, key) ? PERCH_OK : err_set(f->err, PERCH_E_FORMAT, "%s: %s is missing", f->where, key);
+}
+
+/* An integer within low..high. */
+static perch_status get_integer(const fields *f, const char *key, int64_t low, int64_t high, int64_t *out) {
+    const json_t *value = get(f, key);
+    if (!value) {
+        return PERCH_OK;
+    }
+    if (!json_is_integer(value)) {
+        return err_set(f->err, PERCH_E_FORMAT, "%s: %s: must be an integer", f->where, key);
+    }
+    int64_t number = json_integer_value(value);
+    if (number < low || number > high) {
+        return err_set(f->err, PERCH_E_FORMAT, "%s: %s: %lld is not within %lld..%lld", f->where, key,
+                       (long long)number, (long long)low, (long long)high);
+    }
+    *out = number;
+    return PERCH_OK;
+}
+
+perch_status field_u32(const fields *f, const char *key, uint32_t low, uint32_t high, uint32_t *out) {
+    int64_t number = *out;
+    perch_status status = get_integer(f, key, low, high, &number);
+    *out = (uint32_t)number;
+    return status;
+}
+
+perch_status field_i32(const fields *f, const char *key, int32_t low, int32_t high, int32_t *out) {
+    int64_t number = *out;
+    perch_status status = get_integer(f, key, low, high, &number);
+    *out = (int32_t)number;
+    return status;
+}
+
+perch_status field_real(const fields *f, const char *key, double low, double high, unsigned excluded, double *out) {
+    const json_t *value = get(f, key);
+    if (!value) {
+        return PERCH_OK;
+    }
+    if (!json_is_number(value)) {
+        return err_set(f->err, PERCH_E_FORMAT, "%s: %s: must be a number", f->where, key);
+    }
+    double number = json_number_value(value);
+    bool fits = (excluded & FIELD_ABOVE_LOW ? number > low : number >= low) &&
+                (excluded & FIELD_BELOW_HIGH ? number < high : number <= high);
+    if (!fits) {
+        return err_set(f->err, PERCH_E_FORMAT, "%s: %s: %g is not %s %g and %s %g", f->where, key, number,
+                       excluded & FIELD_ABOVE_LOW ? "above" : "at least", low,
+                       excluded & FIELD_BELOW_HIGH ? "below" : "at most", high);
+    }
+    *out = number;
+    return PERCH_OK;
+}
+
+perch_status field_bool(const fields *f, const char *key, bool *out) {
+    const json_t *value = get(f, key);
+    if (!value) {
+        return PERCH_OK;
+    }
+    if (!json_is_boolean(value)) {
+        return err_set(f->err, PERCH_E_FORMAT, "%s: %s: must be true or false", f->where, key);
+    }
+    *out = json_is_true(value);
+    return PERCH_OK;
+}
+
+perch_status field_string(const fields *f, const char *key, const char **out) {
+    const json_t *value = get(f, key);
+    if (!value) {
+        return PERCH_OK;
+    }
+    if (!json_is_string(value)) {
+        return err_set(f->err, PERCH_E_FORMAT, "%s: %s: must be a string", f->where, key);
+    }
+    *out = json_string_value(value);
+    return PERCH_OK;
+}
+
+perch_status field_only_number(const fields *f, const char *key, double only) {
+    const json_t *value = get(f, key);
+    if (!value) {
+        return PERCH_OK;
+    }
+    if (!json_is_number(value)) {
+        return err_set(f->err, PERCH_E_FORMAT, "%s: %s: must be a number", f->where, key);
+    }
+    double number = json_number_value(value);
+    if (number < only || number > only) {
+        return err_set(f->err, PERCH_E_UNSUPPORTED, "%s: %s: %g is not supported (only %g is)", f->where, key, number,
+                       only);
+    }
+    return PERCH_OK;
+}
+
+static bool says_nothing(const json_t *value) {
+    return json_is_null(value) || json_is_false(value) || (json_is_string(value) && json_string_length(value) == 0) ||
+           (json_is_array(value) && json_array_size(value) == 0) ||
+           (json_is_object(value) && json_object_size(value) == 0);
+}
+
+static bool is_listed(const char *key, const char *const *const lists[], size_t n_lists) {
+    for (size_t i = 0; i < n_lists; i++) {
+        for (const char *const *known = lists[i]; *known; known++) {
+            if (strcmp(key, *known) == 0) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+perch_status fields_known(const fields *f, const char *const *const lists[], size_t n_lists) {
+    /* jansson's iterators take an object that may be changed; nothing is changed here. */
+    json_t *object = (json_t *)(uintptr_t)f->object;
+    for (void *it = json_object_iter(object); it; it = json_object_iter_next(object, it)) {
+        const char *key = json_object_iter_key(it);
+        if (key[0] != '_' && !says_nothing(json_object_iter_value(it)) && !is_listed(key, lists, n_lists)) {
+            return err_set(f->err, PERCH_E_UNSUPPORTED, "%s: %s: not supported, and it might change the result",
+                           f->where, key);
+        }
+    }
+    return PERCH_OK;
+}
+
+perch_status fields_parse(const char *text, size_t n_bytes, const char *where, json_t **out, perch_error *err) {
+    json_error_t reason;
+    *out = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &reason);
+    if (!*out) {
+        /* Where jansson runs out of memory it leaves the text empty. */
+        return reason.text[0] && json_error_code(&reason) != json_error_out_of_memory
+                   ? err_set(err, PERCH_E_FORMAT, "%s: line %d: %s", where, reason.line, reason.text)
+                   : err_nomem(err, "JSON");
+    }
+    if (!json_is_object(*out)) {
+        json_decref(*out);
+        *out = NULL;
+        return err_set(err, PERCH_E_FORMAT, "%s: must be a JSON object", where);
+    }
+    return PERCH_OK;
+}
+
+static perch_status read_all(int fd, const char *path, char *to, size_t n_bytes, perch_error *err) {
+    for (size_t at = 0; at < n_bytes;) {
+        ssize_t n = read(fd, to + at, n_bytes - at);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return err_set(err, PERCH_E_IO, "%s: %s", path, n < 0 ? strerror(errno) : "became shorter while it was read");
+        }
+        at += (size_t)n;
+    }
+    return PERCH_OK;
+}
+
+perch_status fields_read_file(const char *path, size_t max_bytes, char **out, size_t *n_bytes, perch_error *err) {
+    perch_status status;
+    char *text = NULL;
+    struct stat info;
+    *out = NULL;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 || fstat(fd, &info) != 0) {
+        status = err_set(err, errno == ENOENT ? PERCH_E_NOT_FOUND : PERCH_E_IO, "%s: %s", path, strerror(errno));
+        goto done;
+    }
+    if (!S_ISREG(info.st_mode)) {
+        status = err_set(err, PERCH_E_IO, "%s: is not a file", path);
+        goto done;
+    }
+    if ((uint64_t)info.st_size > max_bytes) {
+        status = err_set(err, PERCH_E_FORMAT, "%s: %lld bytes are more than the %zu that such a file may have", path,
+                         (long long)info.st_size, max_bytes);
+        goto done;
+    }
+    text = malloc((size_t)info.st_size + 1);
+    if (!text) {
+        status = err_nomem(err, "a file's text");
+        goto done;
+    }
+    status = read_all(fd, path, text, (size_t)info.st_size, err);
+    if (status == PERCH_OK) {
+        *out = text;
+        *n_bytes = (size_t)info.st_size;
+        text = NULL;
+    }
+done:
+    free(text);
+    if (fd >= 0) {
+        close(fd);
+    }
+    return status;
+}
