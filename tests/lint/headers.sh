@@ -24,7 +24,7 @@ check() { # name, compiler and flags...
 
 while read -r header; do
     check "$header alone as C11" "$cc" -std=c11 -Wstrict-prototypes "${flags[@]}" -x c -include "$header" /dev/null
-done < <(find include base kernels cache comm engine tools tests/support -name '*.h' -not -name '*_body.h' | sort)
+done < <(find . -path ./build -prune -o -name '*.h' -not -name '*_body.h' -print | sed 's|^\./||' | sort)
 
 for header in include/perch/perch.h base/*.h kernels/kernels.h; do
     if [ -z "$cxx" ]; then
