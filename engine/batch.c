@@ -20,11 +20,11 @@ void batch_build(perch_engine *e, const sched_plan *plan, kernels_batch *batch) 
         for (uint32_t i = row->n_tokens - row->n_logits; i < row->n_tokens; i++) {
             e->logit_rows[n_logits++] = at + i;
         }
-        e->batch_rows[r] = (kernels_row){.kv = {.base = e->backend->kv_slot_base(e->device, cache_entry_slot(row->item->entry)),
-                                                .blocks = NULL},
-                                         .first_token = at,
-                                         .n_tokens = row->n_tokens,
-                                         .first_position = row->first_position};
+        e->batch_rows[r] = (kernels_row){
+            .kv = {.base = e->backend->kv_slot_base(e->device, cache_entry_slot(row->item->entry)), .blocks = NULL},
+            .first_token = at,
+            .n_tokens = row->n_tokens,
+            .first_position = row->first_position};
         at += row->n_tokens;
     }
     *batch = (kernels_batch){.n_tokens = at,
@@ -75,7 +75,8 @@ void batch_sample(perch_engine *e, const sched_plan *plan) {
         const sched_row *row = &plan->rows[r];
         completion *c = (completion *)row->item;
         if (e->tap && row->n_logits) {
-            e->tap(e->test_user, c->seq_id, row->first_position + row->n_tokens - row->n_logits, logits, row->n_logits);
+            e->tap(e->tap_user, c->seq->tokens, row->first_position + row->n_tokens - row->n_logits, row->n_logits,
+                   logits);
         }
         if (c->prompt_logprobs) {
             prompt_logprobs(e, c, row, logits);

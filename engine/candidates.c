@@ -1,40 +1,14 @@
 /*
- * candidates: filters on the set of tokens that may be chosen. None sorts the vocabulary: top-k runs it past a heap of k;
- * the filters by mass take tokens off a heap until the mass is reached.
+ * candidates: filters on the set of tokens that may be chosen. Top-k, typical and top-p all keep the front of some order
+ * until a measure (a count, or a probability) is reached. Nothing is sorted for that: where the front ends is found by
+ * radix selection, in linear time for a peaked distribution and a flat one alike.
  */
 #include "engine/candidates.h"
 
 #include <math.h>
 #include <string.h>
 
-/* The heap has the smallest key at its root, of equal keys the smallest index. */
-static bool rank_less(candidate_rank a, candidate_rank b) { return a.key < b.key || (a.key == b.key && a.at < b.at); }
-
-static void heap_sift_down(candidate_rank *heap, size_t n, size_t at) {
-    candidate_rank moved = heap[at];
-    for (;;) {
-        size_t child = 2 * at + 1;
-        if (child >= n) {
-            break;
-        }
-        if (child + 1 < n && rank_less(heap[child + 1], heap[child])) {
-            child++;
-        }
-        if (!rank_less(heap[child], moved)) {
-            break;
-        }
-        heap[at] = heap[child];
-        at = child;
-    }
-    heap[at] = moved;
-}
-
-static void heap_make(candidate_rank *heap, size_t n) {
-    for (size_t at = n / 2; at-- > 0;) {
-        heap_sift_down(heap, n, at);
-    }
-}
-
+/* Drops what isn't marked. */
 static void keep_marked(candidates *c) {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < c->n; i++) {
@@ -57,11 +31,23 @@ static double sum(const double *values, size_t n) {
 }
 
 static double largest(const double *values, size_t n) {
-    double best = -INFINITY;
-    for (size_t i = 0; i < n; i++) {
-        best = values[i] > best ? values[i] : best;
+    /* Eight at a time don't wait for each other, and a vector unit takes them at once. */
+    double lane[8];
+    for (size_t j = 0; j < 8; j++) {
+        lane[j] = -INFINITY;
     }
-    return best;
+    for (; n >= 8; values += 8, n -= 8) {
+        for (size_t j = 0; j < 8; j++) {
+            lane[j] = values[j] > lane[j] ? values[j] : lane[j];
+        }
+    }
+    for (size_t j = 0; j < n; j++) {
+        lane[j] = values[j] > lane[j] ? values[j] : lane[j];
+    }
+    for (size_t j = 1; j < 8; j++) {
+        lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
+    }
+    return lane[0];
 }
 
 /* log weight; the largest logit is 0 even where it is infinite. */
@@ -69,27 +55,95 @@ static double log_weight(double logit, double best, double temperature) {
     return logit == best ? 0.0 : (logit - best) / temperature;
 }
 
+/* Bits that sort as the numbers do. Adding 0 makes one zero of both; NaN doesn't occur. */
+static uint64_t sort_key(double value) {
+    uint64_t bits;
+    value += 0.0;
+    memcpy(&bits, &value, sizeof bits);
+    return bits >> 63 ? ~bits : bits | UINT64_C(1) << 63;
+}
+
+/* One round of the selection: the buckets that the next few bits of the keys make. */
+typedef struct radix {
+    unsigned shift;
+    uint64_t mask;
+} radix;
+
+/*
+ * Measures the buckets of the undecided ones and finds the one in which taken reaches target; taken becomes what lies before it.
+ * Returns its number, or CANDIDATES_BUCKETS where all of them together don't reach it.
+ */
+static uint64_t find_bucket(candidates *c, const double *weight, uint32_t n, radix r, double *taken, double target) {
+    memset(c->measure, 0, (size_t)(r.mask + 1) * sizeof *c->measure);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t at = c->order[i];
+        c->measure[c->key[at] >> r.shift & r.mask] += weight ? weight[at] : 1.0;
+    }
+    for (uint64_t bucket = 0; bucket <= r.mask; bucket++) {
+        if (c->measure[bucket] > 0 && *taken + c->measure[bucket] >= target) {
+            return bucket;
+        }
+        *taken += c->measure[bucket];
+    }
+    return CANDIDATES_BUCKETS;
+}
+
+/*
+ * Keeps, in the order of key, then index, the shortest front whose weights (NULL: one each) add up to target, which is
+ * not above what all of them add up to, but for rounding. Sums run by bucket, and in a bucket by index.
+ */
+static void keep_front(candidates *c, const double *weight, double target) {
+    static const radix rounds[] = {{52, 0xFFF}, {41, 0x7FF}, {30, 0x7FF}, {19, 0x7FF}, {8, 0x7FF}, {0, 0xFF}};
+    uint32_t n = c->n;
+    double taken = 0;
+    memset(c->keep, 0, n);
+    for (uint32_t i = 0; i < n; i++) {
+        c->order[i] = i;
+    }
+    for (size_t round = 0; round < sizeof rounds / sizeof rounds[0] && n > 1; round++) {
+        radix r = rounds[round];
+        uint64_t border = find_bucket(c, weight, n, r, &taken, target);
+        uint32_t undecided = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t at = c->order[i];
+            uint64_t bucket = c->key[at] >> r.shift & r.mask;
+            c->keep[at] = bucket < border;
+            c->order[undecided] = at;
+            undecided += bucket == border;
+        }
+        n = undecided;
+    }
+    /* What is left has one and the same key. */
+    for (uint32_t i = 0; i < n && (i == 0 || taken < target); i++) {
+        c->keep[c->order[i]] = 1;
+        taken += weight ? weight[c->order[i]] : 1.0;
+    }
+    keep_marked(c);
+}
+
 void candidates_top_k(candidates *c, uint32_t k) {
     if (k >= c->n) {
         return;
     }
-    /* The root is the worst of the k best so far. Complemented indices make the later of two equals the worse one. */
-    candidate_rank *heap = c->heap;
+    /* Of k blocks each has a token no worse than the worst of the blocks' best: what is below that is out at once. */
+    uint32_t block = c->n / k, kept = 0;
+    double least = INFINITY;
     for (uint32_t i = 0; i < k; i++) {
-        heap[i] = (candidate_rank){c->logit[i], ~i};
+        least = fmin(least, largest(c->logit + (size_t)i * block, block));
     }
-    heap_make(heap, k);
-    for (uint32_t i = k; i < c->n; i++) {
-        if (c->logit[i] > heap[0].key) {
-            heap[0] = (candidate_rank){c->logit[i], ~i};
-            heap_sift_down(heap, k, 0);
+    for (uint32_t i = 0; i < c->n; i++) {
+        if (c->logit[i] >= least) {
+            c->id[kept] = c->id[i];
+            c->logit[kept++] = c->logit[i];
         }
     }
-    memset(c->keep, 0, c->n);
-    for (uint32_t i = 0; i < k; i++) {
-        c->keep[~heap[i].at] = 1;
+    c->n = kept;
+    if (k < c->n) {
+        for (uint32_t i = 0; i < c->n; i++) {
+            c->key[i] = sort_key(-c->logit[i]);
+        }
+        keep_front(c, NULL, k);
     }
-    keep_marked(c);
 }
 
 void candidates_weigh(candidates *c, double temperature) {
@@ -97,18 +151,6 @@ void candidates_weigh(candidates *c, double temperature) {
     for (uint32_t i = 0; i < c->n; i++) {
         c->weight[i] = exp(log_weight(c->logit[i], best, temperature));
     }
-}
-
-/* Marks tokens in the order of heap[n] until their weight, added to taken, reaches target. Returns what it reached. */
-static double mark_until(candidates *c, size_t n, double taken, double target) {
-    heap_make(c->heap, n);
-    while (n > 0 && taken < target) {
-        taken += c->weight[c->heap[0].at];
-        c->keep[c->heap[0].at] = 1;
-        c->heap[0] = c->heap[--n];
-        heap_sift_down(c->heap, n, 0);
-    }
-    return taken;
 }
 
 void candidates_typical(candidates *c, double temperature, double p) {
@@ -124,39 +166,19 @@ void candidates_typical(candidates *c, double temperature, double p) {
     /* -log p = log total - log weight and H = log total - moment / total: the difference needs no logarithm. */
     double mean = moment / total;
     for (uint32_t i = 0; i < c->n; i++) {
-        c->heap[i] = (candidate_rank){fabs(mean - log_weight(c->logit[i], best, temperature)), i};
+        c->key[i] = sort_key(fabs(mean - log_weight(c->logit[i], best, temperature)));
     }
-    memset(c->keep, 0, c->n);
-    mark_until(c, c->n, 0, p * total);
-    keep_marked(c);
-}
-
-/* Fills the heap with the tokens whose weight is in [from, to), the likeliest first. */
-static size_t heap_by_weight(candidates *c, double from, double to) {
-    size_t n = 0;
-    for (uint32_t i = 0; i < c->n; i++) {
-        if (c->weight[i] >= from && c->weight[i] < to) {
-            c->heap[n++] = (candidate_rank){-c->logit[i], i};
-        }
-    }
-    return n;
+    keep_front(c, c->weight, p * total);
 }
 
 void candidates_top_p(candidates *c, double p) {
     if (p >= 1) {
         return;
     }
-    /*
-     * All tokens lighter than rest / n together weigh less than what may be left out, so the front ends before them and
-     * they needn't be ordered. Only where rounding decides are they looked at after all.
-     */
-    double total = sum(c->weight, c->n), target = p * total, light = (1 - p) * total / c->n;
-    memset(c->keep, 0, c->n);
-    double taken = mark_until(c, heap_by_weight(c, light, INFINITY), 0, target);
-    if (taken < target) {
-        mark_until(c, heap_by_weight(c, 0, light), taken, target);
+    for (uint32_t i = 0; i < c->n; i++) {
+        c->key[i] = sort_key(-c->logit[i]);
     }
-    keep_marked(c);
+    keep_front(c, c->weight, p * sum(c->weight, c->n));
 }
 
 void candidates_min_p(candidates *c, double p) {

@@ -141,7 +141,7 @@ static perch_status start_thread(perch_engine *e, perch_error *err) {
     return PERCH_OK;
 }
 
-perch_status perch_engine_create(const perch_options *options, perch_engine **out, perch_error *err) {
+perch_status engine_open(const perch_options *options, bool start, perch_engine **out, perch_error *err) {
     if (!options || !out) {
         return err_set(err, PERCH_E_INVALID, "perch_engine_create: options and out must be given");
     }
@@ -166,7 +166,10 @@ perch_status perch_engine_create(const perch_options *options, perch_engine **ou
         set_default_sampling(e);
         set_effective_options(e);
         status = sampling_check(&e->default_sampling, e->config.vocab_size, err);
-        status = status ? err_prefix(err, PERCH_E_CONFIG, "[sampling] or generation_config.json") : start_thread(e, err);
+        status = status ? err_prefix(err, PERCH_E_CONFIG, "[sampling] or generation_config.json") : PERCH_OK;
+    }
+    if (!status && start) {
+        status = start_thread(e, err);
     }
     if (status) {
         perch_engine_destroy(e);
@@ -174,6 +177,10 @@ perch_status perch_engine_create(const perch_options *options, perch_engine **ou
     }
     *out = e;
     return PERCH_OK;
+}
+
+perch_status perch_engine_create(const perch_options *options, perch_engine **out, perch_error *err) {
+    return engine_open(options, true, out, err);
 }
 
 static void free_requests(perch_engine *e) {

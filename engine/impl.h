@@ -52,7 +52,7 @@ typedef struct request {
     size_t n_stop_ids;
     size_t n_eos; /* the first n_eos of them */
     uint32_t n_completions;
-    uint32_t n_left; /* whose DONE was not fetched yet */
+    uint32_t n_left;         /* whose DONE was not fetched yet */
     bool counted;            /* in engine.n_queued: not one of its completions was admitted yet */
     completion *completions; /* [n_completions] owned */
 } request;
@@ -65,15 +65,15 @@ struct completion {
     uint32_t index;
     bool finished;
     bool cancel_requested;
-    bool forks_started; /* of the first: the others have the prompt */
+    bool forks_started;    /* of the first: the others have the prompt */
     uint32_t n_turn_start; /* length of the sequence before this turn */
     uint32_t n_prompt;     /* length with the appended tokens */
     uint32_t n_cached;     /* tokens found at the first admission */
 
     /* output, appended by the step thread; entries below n_generated never change again */
-    int32_t *tokens; /* [max_tokens] */
-    float *logprobs; /* [max_tokens] or NULL */
-    perch_logprob *top; /* [max_tokens][n_logprobs] or NULL */
+    int32_t *tokens;        /* [max_tokens] */
+    float *logprobs;        /* [max_tokens] or NULL */
+    perch_logprob *top;     /* [max_tokens][n_logprobs] or NULL */
     float *prompt_logprobs; /* [n_prompt - n_turn_start] or NULL */
     uint32_t n_generated;
     perch_finish finish;
@@ -140,19 +140,18 @@ struct perch_engine {
 
     /* the step thread's own */
     sampler *sampler;
-    int32_t *batch_tokens;     /* [max_step_tokens] */
-    uint32_t *batch_positions; /* [max_step_tokens] */
-    uint32_t *batch_token_row; /* [max_step_tokens] */
-    kernels_row *batch_rows;   /* [max_batch_size] */
-    uint32_t *logit_rows;      /* [max_logit_rows] */
-    sampler_output *samples;   /* [max_batch_size] */
+    int32_t *batch_tokens;       /* [max_step_tokens] */
+    uint32_t *batch_positions;   /* [max_step_tokens] */
+    uint32_t *batch_token_row;   /* [max_step_tokens] */
+    kernels_row *batch_rows;     /* [max_batch_size] */
+    uint32_t *logit_rows;        /* [max_logit_rows] */
+    sampler_output *samples;     /* [max_batch_size] */
     perch_status *sample_status; /* [max_batch_size] */
     const float *logits;
 
-    /* For tests: sees every row of logits on the step thread, and every step's end under the lock. */
-    void (*tap)(void *user, perch_sequence_id sequence, uint32_t position, const float *logits, uint32_t n);
-    void (*after_step)(void *user, perch_engine *engine);
-    void *test_user;
+    /* For tests: sees logits [n][vocab] of tokens position.. of a sequence as they are computed, on the step thread. */
+    void (*tap)(void *user, const int32_t *tokens, uint32_t position, uint32_t n, const float *logits);
+    void *tap_user;
 };
 
 /* plan.c: the memory plan and, for create, all that it was computed from. */
@@ -171,7 +170,11 @@ perch_status plan_load_config(const perch_options *options, model_config *config
 kernels_dtype plan_dtype(const perch_options *options, const model_config *config);
 perch_status plan_load_tokenizer(const perch_options *options, perch_tokenizer **out, perch_error *err);
 
-/* step.c */
+/* engine.c: perch_engine_create, or without the step thread: whoever opened it calls engine_step. */
+perch_status engine_open(const perch_options *options, bool start_thread, perch_engine **out, perch_error *err);
+
+/* step.c. engine_step: one step, if there is anything to do; under the lock. */
+bool engine_step(perch_engine *e);
 void *step_main(void *engine);
 
 /* batch.c: the planned step as a packed batch; sampling of its last rows; commit of both. */

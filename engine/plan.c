@@ -59,34 +59,26 @@ static uint64_t choose_page_bytes(uint64_t granularity, uint64_t group_bytes, ui
     return page;
 }
 
-/*
- * Pages without which a lone full-length sequence could not go on: its own, and copies of the pages of its last group, which it
- * may share with forks when it goes on to write there.
- */
-static uint64_t least_pages(const cache_config *kv) {
-    return (uint64_t)cache_pages_per_slot(kv) + (kv->group_bytes + kv->page_bytes - 1) / kv->page_bytes + 1;
-}
-
 static perch_status choose_n_pages(const perch_options *o, uint64_t left_bytes, plan_parts *parts, perch_plan *plan,
                                    perch_error *err) {
     cache_config *kv = &parts->cache;
-    uint64_t least = least_pages(kv), n_pages;
+    uint64_t least = cache_pages_per_slot(kv), n_pages;
     if (o->cache_bytes) {
         n_pages = o->cache_bytes / kv->page_bytes;
     } else if (o->cache_max_entry_count >= 1) {
-        uint64_t own = cache_pages_per_slot(kv);
-        n_pages = (uint64_t)o->cache_max_entry_count * own + (least - own);
+        n_pages = (uint64_t)o->cache_max_entry_count * least;
     } else {
         n_pages = (uint64_t)((double)left_bytes * o->cache_max_entry_count) / kv->page_bytes;
     }
     if (n_pages < least) {
-        return err_set(err, PERCH_E_NO_ROOM,
-                       "one sequence of session_len = %u tokens needs %llu pages of %llu bytes, the pool would have %llu "
-                       "(free %llu, weights %llu, workspace %llu bytes): lower [engine] session_len, or raise [cache] "
-                       "cache_bytes or cache_max_entry_count",
-                       parts->limits.session_len, (unsigned long long)least, (unsigned long long)kv->page_bytes,
-                       (unsigned long long)n_pages, (unsigned long long)plan->free_bytes,
-                       (unsigned long long)plan->weights_bytes, (unsigned long long)plan->workspace_bytes);
+        return err_set(
+            err, PERCH_E_NO_ROOM,
+            "one sequence of session_len = %u tokens needs %llu pages of %llu bytes, the pool would have %llu "
+            "(free %llu, weights %llu, workspace %llu bytes): lower [engine] session_len, or raise [cache] "
+            "cache_bytes or cache_max_entry_count",
+            parts->limits.session_len, (unsigned long long)least, (unsigned long long)kv->page_bytes,
+            (unsigned long long)n_pages, (unsigned long long)plan->free_bytes, (unsigned long long)plan->weights_bytes,
+            (unsigned long long)plan->workspace_bytes);
     }
     kv->n_pages = n_pages > UINT32_MAX - 1 ? UINT32_MAX - 1 : (uint32_t)n_pages;
     return PERCH_OK;
@@ -189,8 +181,7 @@ perch_status plan_make(const perch_options *o, const kernels_backend *backend, k
     model_memory_compute(backend, device, config, &parts->limits, &parts->model);
     plan->weights_bytes = parts->model.weights_bytes;
     plan->workspace_bytes = parts->model.workspace_bytes;
-    plan->host_bytes =
-        parts->model.host_bytes + tokenizer_host_bytes + step_host_bytes(o, parts, config->vocab_size);
+    plan->host_bytes = parts->model.host_bytes + tokenizer_host_bytes + step_host_bytes(o, parts, config->vocab_size);
     model_kv_layout(config, dtype, &layout);
     status = plan_cache(o, backend, device, &layout, parts, plan, err);
     if (status) {
@@ -231,7 +222,8 @@ perch_status perch_plan_compute(const perch_options *options, perch_plan *plan, 
         status = backend->open(&kernels, &device, err);
     }
     if (!status) {
-        status = plan_make(options, backend, device, &config, tokenizer ? tokenizer_bytes(tokenizer) : 0, &parts, &made, err);
+        status = plan_make(options, backend, device, &config, tokenizer ? tokenizer_bytes(tokenizer) : 0, &parts, &made,
+                           err);
     }
     if (!status) {
         *plan = made;

@@ -320,7 +320,9 @@ perch_status perch_submit(perch_engine *e, const perch_request *q, perch_request
     status = wait_for_room(e, err);
     if (!status) {
         s = sequence_get(e, q->sequence, true, err);
-        status = s ? check_fit(e, s, q, err) : idtable_get(&e->sequences, q->sequence) ? PERCH_E_BUSY : PERCH_E_NOT_FOUND;
+        status = s                                         ? check_fit(e, s, q, err)
+                 : idtable_get(&e->sequences, q->sequence) ? PERCH_E_BUSY
+                                                           : PERCH_E_NOT_FOUND;
     }
     if (!status) {
         status = request_create(e, q, s, &r, err);

@@ -14,17 +14,17 @@
 
 struct sampler {
     uint32_t vocab_size;
-    uint32_t stamp;      /* the current pass over the tokens; a token was met in it if stamps[token] is this */
-    uint32_t *stamps;    /* [vocab_size] */
-    uint32_t *counts;    /* [vocab_size] occurrences, valid under the stamp */
-    candidates set;      /* its arrays: [vocab_size]; set.logit is indexed by token until unfit tokens are dropped */
+    uint64_t stamp;   /* the current pass over the tokens; a token was met in it if stamps[token] is this */
+    uint64_t *stamps; /* [vocab_size]; 64 bits, so no pass is ever mistaken for an old one */
+    uint32_t *counts; /* [vocab_size] occurrences, valid under the stamp */
+    candidates set;   /* set.logit is indexed by token until unfit tokens are dropped */
 };
 
 /* Bytes of all arrays, in the order of their alignment: largest first. */
 static uint64_t scratch_bytes(uint32_t vocab_size) {
-    const uint64_t each = sizeof(candidate_rank) + 2 * sizeof(double) + sizeof(int32_t) + 2 * sizeof(uint32_t) +
+    const uint64_t each = 2 * sizeof(double) + 2 * sizeof(uint64_t) + sizeof(int32_t) + 2 * sizeof(uint32_t) +
                           sizeof(uint8_t);
-    return each * vocab_size;
+    return CANDIDATES_BUCKETS * sizeof(double) + each * vocab_size;
 }
 
 uint64_t sampler_bytes(uint32_t vocab_size) { return sizeof(sampler) + scratch_bytes(vocab_size); }
@@ -43,29 +43,23 @@ perch_status sampler_create(uint32_t vocab_size, sampler **out, perch_error *err
         return err_nomem(err, "the sampler");
     }
     s->vocab_size = vocab_size;
-    s->set.heap = (candidate_rank *)(void *)scratch;
-    s->set.logit = (double *)(void *)(s->set.heap + vocab_size);
+    s->set.measure = (double *)(void *)scratch;
+    s->set.logit = s->set.measure + CANDIDATES_BUCKETS;
     s->set.weight = s->set.logit + vocab_size;
-    s->set.id = (int32_t *)(void *)(s->set.weight + vocab_size);
-    s->stamps = (uint32_t *)(void *)(s->set.id + vocab_size);
-    s->counts = s->stamps + vocab_size;
-    s->set.keep = (uint8_t *)(s->counts + vocab_size);
+    s->set.key = (uint64_t *)(void *)(s->set.weight + vocab_size);
+    s->stamps = s->set.key + vocab_size;
+    s->set.id = (int32_t *)(void *)(s->stamps + vocab_size);
+    s->set.order = (uint32_t *)(void *)(s->set.id + vocab_size);
+    s->counts = s->set.order + vocab_size;
+    s->set.keep = (uint8_t *)(void *)(s->counts + vocab_size);
     *out = s;
     return PERCH_OK;
 }
 
 void sampler_destroy(sampler *s) {
     if (s) {
-        free(s->set.heap);
+        free(s->set.measure);
         free(s);
-    }
-}
-
-/* Begins a pass over tokens. */
-static void next_stamp(sampler *s) {
-    if (++s->stamp == 0) {
-        memset(s->stamps, 0, s->vocab_size * sizeof *s->stamps);
-        s->stamp = 1;
     }
 }
 
@@ -95,7 +89,7 @@ static void apply_repetition_penalty(sampler *s, const sampler_input *in) {
     if (penalty == 1) {
         return;
     }
-    next_stamp(s);
+    s->stamp++;
     for (uint64_t i = 0; i < in->n_tokens; i++) {
         int32_t token = in->tokens[i];
         if (in_vocab(s, token) && s->stamps[token] != s->stamp) {
@@ -114,7 +108,7 @@ static void apply_count_penalties(sampler *s, const sampler_input *in) {
     if (frequency == 0 && presence == 0) {
         return;
     }
-    next_stamp(s);
+    s->stamp++;
     for (uint64_t i = in->n_prompt; i < in->n_tokens; i++) {
         int32_t token = in->tokens[i];
         if (in_vocab(s, token)) {
@@ -147,17 +141,38 @@ static bool drop_unfit(candidates *set, uint32_t vocab_size) {
     return n > 0;
 }
 
-/* The lowest index among equals, or -1 where every value is NaN or -inf. */
-static int32_t argmax(const double *logit, uint32_t n) {
-    int32_t at = -1;
-    double best = -INFINITY;
-    for (uint32_t i = 0; i < n; i++) {
-        if (logit[i] > best) {
-            best = logit[i];
-            at = (int32_t)i;
+/* NaN is never the largest. */
+static float row_largest(const float *values, size_t n) {
+    /* Sixteen at a time don't wait for each other, and a vector unit takes them at once. */
+    float lane[16];
+    for (size_t j = 0; j < 16; j++) {
+        lane[j] = -INFINITY;
+    }
+    for (; n >= 16; values += 16, n -= 16) {
+        for (size_t j = 0; j < 16; j++) {
+            lane[j] = values[j] > lane[j] ? values[j] : lane[j];
         }
     }
-    return at;
+    for (size_t j = 0; j < n; j++) {
+        lane[j] = values[j] > lane[j] ? values[j] : lane[j];
+    }
+    for (size_t j = 1; j < 16; j++) {
+        lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
+    }
+    return lane[0];
+}
+
+/* The lowest token among equals, or -1 where each is NaN or -inf. For logits that nothing adjusts: most of all calls. */
+static int32_t row_argmax(const float *logits, uint32_t n) {
+    float best = row_largest(logits, n);
+    uint32_t at = 0;
+    if (best == -INFINITY) {
+        return -1;
+    }
+    while (logits[at] != best) {
+        at++;
+    }
+    return (int32_t)at;
 }
 
 /* [0, 1) with 53 bits, of seed, position and completion alone. */
@@ -170,21 +185,31 @@ static double draw_unit(const sampler_input *in) {
     return (double)(((uint64_t)word[0] << 32 | word[1]) >> 11) * 0x1p-53;
 }
 
+static bool adjusts(const sampler_input *in) {
+    const perch_sampling *p = in->sampling;
+    return p->n_logit_bias > 0 || p->n_banned_tokens > 0 || in->n_suppressed > 0 || p->repetition_penalty != 1 ||
+           p->frequency_penalty != 0 || p->presence_penalty != 0;
+}
+
 /* -1 where no token may be chosen. */
 static int32_t choose(sampler *s, const sampler_input *in) {
     const perch_sampling *p = in->sampling;
     candidates *set = &s->set;
+    if (p->temperature == 0 && !adjusts(in)) {
+        return row_argmax(in->logits, s->vocab_size);
+    }
     for (uint32_t token = 0; token < s->vocab_size; token++) {
         set->logit[token] = (double)in->logits[token];
     }
     apply_bias_and_bans(set->logit, in);
     apply_repetition_penalty(s, in);
     apply_count_penalties(s, in);
-    if (p->temperature == 0) {
-        return argmax(set->logit, s->vocab_size);
-    }
     if (!drop_unfit(set, s->vocab_size)) {
         return -1;
+    }
+    if (p->temperature == 0) {
+        candidates_top_k(set, 1);
+        return set->id[0];
     }
     /* Dividing by the temperature keeps the order, so top-k comes first and spares the others' exponentials. */
     if (p->top_k > 0) {
@@ -203,11 +228,8 @@ typedef struct row_softmax {
 } row_softmax;
 
 static row_softmax row_softmax_of(const float *logits, uint32_t n) {
-    float best = -INFINITY;
+    float best = row_largest(logits, n);
     double total = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        best = logits[i] > best ? logits[i] : best;
-    }
     for (uint32_t i = 0; i < n; i++) {
         /* Equals of an infinite best are certain together: each weighs 1. */
         total += logits[i] == best ? 1.0 : logits[i] < best ? exp((double)logits[i] - (double)best) : 0.0;

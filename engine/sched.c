@@ -187,7 +187,8 @@ static sched_item *next_candidate(const sched *s, sched_item **cursors) {
     for (uint32_t level = 0; level < SCHED_N_LEVELS; level++) {
         sched_item *item = cursors[level];
         int32_t priority = item ? aged_priority(s, item) : 0;
-        if (item && (!best || priority > best_priority || (priority == best_priority && item->arrival < best->arrival))) {
+        if (item &&
+            (!best || priority > best_priority || (priority == best_priority && item->arrival < best->arrival))) {
             best = item;
             best_level = level;
             best_priority = priority;

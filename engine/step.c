@@ -47,8 +47,6 @@ static void step(perch_engine *e) {
     }
     if (status) {
         engine_poison(e, &err);
-    } else if (e->after_step) {
-        e->after_step(e->test_user, e);
     }
 }
 
@@ -56,13 +54,19 @@ static bool has_work(const perch_engine *e) {
     return !e->dead && (e->sched.n_waiting || e->sched.n_running || e->cancelled);
 }
 
+bool engine_step(perch_engine *e) {
+    if (!has_work(e)) {
+        return false;
+    }
+    step(e);
+    return true;
+}
+
 void *step_main(void *engine) {
     perch_engine *e = engine;
     pthread_mutex_lock(&e->lock);
     while (!e->stopping) {
-        if (has_work(e)) {
-            step(e);
-        } else {
+        if (!engine_step(e)) {
             pthread_cond_wait(&e->work, &e->lock);
         }
     }

@@ -1,0 +1,885 @@
+/* The public interface on a small random model: what is refused, what comes back, and when. */
+#include "engine/impl.h"
+#include "tests/e2e/host.h"
+
+#include <math.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define VOCAB 96u
+
+static perch_sequence_id open_sequence(perch_engine *e) {
+    perch_sequence_id id = 0;
+    CU_ASSERT_EQUAL(perch_sequence_open(e, &id, NULL), PERCH_OK);
+    return id;
+}
+
+static void check_status(perch_status got, perch_status want, const perch_error *err, const char *piece) {
+    CHECK_MSG(got == want, "%s instead of %s", perch_status_name(got), perch_status_name(want));
+    CHECK_MSG(got == PERCH_OK || (err->status == got && strstr(err->message, piece)), "message is \"%s\", not about %s",
+              err->message, piece);
+}
+
+/* ----------------------------------------------------------------------- ids -- */
+
+static void stale_closed_and_made_up_ids_fail(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    perch_sequence_id id = open_sequence(e), other;
+    perch_sequence_info info = {.struct_size = sizeof info};
+    perch_error err;
+    int32_t token = 5;
+    size_t n;
+    CU_ASSERT_EQUAL(perch_sequence_close(e, id, NULL), PERCH_OK);
+    const perch_sequence_id bad[] = {id, 0, 1, UINT64_MAX, id + 1, id ^ (1ull << 40)};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        check_status(perch_sequence_close(e, bad[i], &err), PERCH_E_NOT_FOUND, &err, "id");
+        check_status(perch_sequence_append(e, bad[i], &token, 1, &err), PERCH_E_NOT_FOUND, &err, "id");
+        check_status(perch_sequence_fork(e, bad[i], 0, &other, &err), PERCH_E_NOT_FOUND, &err, "id");
+        check_status(perch_sequence_rewind(e, bad[i], 0, &err), PERCH_E_NOT_FOUND, &err, "id");
+        check_status(perch_sequence_tokens(e, bad[i], &token, 1, &n, &err), PERCH_E_NOT_FOUND, &err, "id");
+        check_status(perch_sequence_state(e, bad[i], &info, &err), PERCH_E_NOT_FOUND, &err, "id");
+        perch_request q = host_request(e, bad[i], &token, 1, 1);
+        check_status(perch_submit(e, &q, NULL, &err), PERCH_E_NOT_FOUND, &err, "id");
+        check_status(perch_cancel(e, bad[i], &err), PERCH_E_NOT_FOUND, &err, "id");
+    }
+    perch_sequence_id reused = open_sequence(e); /* stands where the closed one stood */
+    CU_ASSERT_NOT_EQUAL(reused, id);
+    CU_ASSERT_EQUAL(perch_sequence_state(e, id, &info, NULL), PERCH_E_NOT_FOUND);
+    CU_ASSERT_EQUAL(perch_sequence_state(e, reused, &info, NULL), PERCH_OK);
+    perch_engine_destroy(e);
+}
+
+/* ------------------------------------------------------------------- refusals -- */
+
+typedef void (*spoil_fn)(perch_request *q);
+
+static const int32_t out_of_vocab[] = {3, 96};
+static const perch_logit_bias bad_bias[] = {{200, 1.0f}};
+static const char *const empty_stop[] = {""};
+
+static void spoil_tokens(perch_request *q) { q->tokens = out_of_vocab, q->n_tokens = 2; }
+static void spoil_tokens_null(perch_request *q) { q->tokens = NULL; }
+static void spoil_completions(perch_request *q) { q->n_completions = 0; }
+static void spoil_priority(perch_request *q) { q->priority = 8; }
+static void spoil_min_tokens(perch_request *q) { q->min_tokens = q->max_tokens + 1; }
+static void spoil_flags(perch_request *q) { q->flags = 1u << 31; }
+static void spoil_stop_tokens(perch_request *q) { q->stop_tokens = out_of_vocab, q->n_stop_tokens = 2; }
+static void spoil_stop_strings(perch_request *q) { q->stop_strings = empty_stop, q->n_stop_strings = 1; }
+static void spoil_temperature(perch_request *q) { q->sampling.temperature = -0.1; }
+static void spoil_top_p(perch_request *q) { q->sampling.top_p = 0; }
+static void spoil_min_p(perch_request *q) { q->sampling.min_p = 1; }
+static void spoil_typical_p(perch_request *q) { q->sampling.typical_p = 1.5; }
+static void spoil_top_k(perch_request *q) { q->sampling.top_k = -1; }
+static void spoil_repetition(perch_request *q) { q->sampling.repetition_penalty = 0; }
+static void spoil_frequency(perch_request *q) { q->sampling.frequency_penalty = 3; }
+static void spoil_presence(perch_request *q) { q->sampling.presence_penalty = NAN; }
+static void spoil_logprobs(perch_request *q) { q->sampling.n_logprobs = 21; }
+static void spoil_bias(perch_request *q) { q->sampling.logit_bias = bad_bias, q->sampling.n_logit_bias = 1; }
+static void spoil_banned(perch_request *q) {
+    q->sampling.banned_tokens = out_of_vocab, q->sampling.n_banned_tokens = 2;
+}
+
+static void parameters_out_of_range_are_refused_by_name(void) {
+    static const struct {
+        spoil_fn spoil;
+        const char *name;
+    } cases[] = {
+        {spoil_tokens, "tokens[1]"},
+        {spoil_tokens_null, "tokens"},
+        {spoil_completions, "n_completions"},
+        {spoil_priority, "priority"},
+        {spoil_min_tokens, "min_tokens"},
+        {spoil_flags, "flags"},
+        {spoil_stop_tokens, "stop_tokens"},
+        {spoil_stop_strings, "stop_strings"},
+        {spoil_temperature, "temperature"},
+        {spoil_top_p, "top_p"},
+        {spoil_min_p, "min_p"},
+        {spoil_typical_p, "typical_p"},
+        {spoil_top_k, "top_k"},
+        {spoil_repetition, "repetition_penalty"},
+        {spoil_frequency, "frequency_penalty"},
+        {spoil_presence, "presence_penalty"},
+        {spoil_logprobs, "n_logprobs"},
+        {spoil_bias, "logit_bias"},
+        {spoil_banned, "banned_tokens"},
+    };
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    perch_sequence_id id = open_sequence(e);
+    perch_error err;
+    int32_t token = 5;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        perch_request q = host_request(e, id, &token, 1, 4);
+        cases[i].spoil(&q);
+        check_status(perch_submit(e, &q, NULL, &err), PERCH_E_INVALID, &err, cases[i].name);
+    }
+    perch_request q = host_request(e, id, NULL, 0, 4);
+    check_status(perch_submit(e, &q, NULL, &err), PERCH_E_INVALID, &err, "empty");
+    q = host_request(e, id, &token, 1, e->session_len);
+    check_status(perch_submit(e, &q, NULL, &err), PERCH_E_TOO_LONG, &err, "session_len");
+    host_result r;
+    q.max_tokens = e->session_len - 1; /* and to the brim is fine */
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    CU_ASSERT_EQUAL(r.n_tokens, e->session_len - 1);
+    host_result_free(&r);
+    check_status(perch_sequence_append(e, id, &token, 1, &err), PERCH_E_TOO_LONG, &err, "session_len");
+    perch_engine_destroy(e);
+}
+
+static void a_sequence_has_one_request_at_a_time(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    perch_sequence_id id = open_sequence(e), other;
+    perch_error err;
+    perch_event ev;
+    int32_t tokens[8] = {5, 6, 7};
+    perch_request q = host_request(e, id, tokens, 3, 200);
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    pthread_mutex_lock(&e->lock); /* the step thread stands still */
+    pthread_mutex_unlock(&e->lock);
+    CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    perch_status second = perch_submit(e, &q, NULL, &err);
+    if (second != PERCH_E_TOO_LONG) { /* it may have ended in between on a fast machine: then the session is full */
+        check_status(second, PERCH_E_BUSY, &err, "in flight");
+        check_status(perch_sequence_append(e, id, tokens, 1, &err), PERCH_E_BUSY, &err, "in flight");
+        check_status(perch_sequence_rewind(e, id, 1, &err), PERCH_E_BUSY, &err, "in flight");
+        check_status(perch_sequence_fork(e, id, 1, &other, &err), PERCH_E_BUSY, &err, "in flight");
+    }
+    perch_event_init(&ev, sizeof ev);
+    do {
+        CU_ASSERT_EQUAL_FATAL(perch_next(e, &ev, 60000, NULL), PERCH_OK);
+    } while (ev.type != PERCH_EVENT_DONE);
+    CU_ASSERT_EQUAL(perch_sequence_rewind(e, id, 1, NULL), PERCH_OK);
+    perch_event_clear(&ev);
+    perch_engine_destroy(e);
+}
+
+static void a_pool_that_holds_no_sequence_is_refused_with_figures(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = NULL;
+    perch_error err;
+    o.cache_bytes = 4096;
+    o.page_bytes = 4096;
+    check_status(perch_engine_create(&o, &e, &err), PERCH_E_NO_ROOM, &err, "session_len");
+    CU_ASSERT_PTR_NULL(e);
+    o = host_options("llama");
+    o.cache_bytes = 1ull << 60;
+    check_status(perch_engine_create(&o, &e, &err), PERCH_E_NO_ROOM, &err, "free");
+    o = host_options("llama");
+    o.session_len = 100000;
+    check_status(perch_engine_create(&o, &e, &err), PERCH_E_CONFIG, &err, "session_len");
+}
+
+/* --------------------------------------------------------------------- results -- */
+
+static void a_second_turn_finds_the_first_in_the_cache(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    perch_sequence_id id = open_sequence(e);
+    int32_t tokens[30], all[64];
+    size_t n_all;
+    host_result r;
+    host_tokens(1, VOCAB, tokens, 30);
+    perch_request q = host_request(e, id, tokens, 20, 6);
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    CU_ASSERT_EQUAL(r.prompt_tokens, 20);
+    CU_ASSERT_EQUAL(r.cached_tokens, 0);
+    CU_ASSERT_EQUAL(r.completion_tokens, 6);
+    CU_ASSERT_EQUAL(r.finish, PERCH_FINISH_LENGTH);
+    CU_ASSERT_EQUAL(perch_sequence_tokens(e, id, all, 64, &n_all, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(n_all, 26);
+    CU_ASSERT_EQUAL(memcmp(all, tokens, 20 * sizeof *all), 0);
+    CU_ASSERT_EQUAL(memcmp(all + 20, r.tokens, 6 * sizeof *all), 0);
+    host_result_free(&r);
+    q.tokens = tokens + 20;
+    q.n_tokens = 10;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    CU_ASSERT_EQUAL(r.prompt_tokens, 36);
+    CU_ASSERT_EQUAL(r.cached_tokens, 25); /* the last generated token has no KV yet */
+    host_result_free(&r);
+    perch_stats stats = {.struct_size = sizeof stats};
+    CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(stats.first_turns, 1);
+    CU_ASSERT_EQUAL(stats.hits, 1);
+    CU_ASSERT_EQUAL(stats.misses + stats.partial_hits, 0);
+    CU_ASSERT_EQUAL(stats.decode_tokens, 12);
+    CU_ASSERT_EQUAL(stats.reprefill_tokens, 0);
+    CU_ASSERT_EQUAL(stats.sequences_open, 1);
+    perch_engine_destroy(e);
+}
+
+static void no_tokens_asked_for_means_only_the_prompt_is_computed(void) {
+    perch_options o = host_options("qwen2");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    perch_sequence_id id = open_sequence(e);
+    perch_sequence_info info = {.struct_size = sizeof info};
+    int32_t tokens[40];
+    host_result r;
+    host_tokens(2, VOCAB, tokens, 40);
+    perch_request q = host_request(e, id, tokens, 40, 0);
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    CU_ASSERT_EQUAL(r.n_tokens, 0);
+    CU_ASSERT_EQUAL(r.finish, PERCH_FINISH_LENGTH);
+    host_result_free(&r);
+    CU_ASSERT_EQUAL(perch_sequence_state(e, id, &info, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(info.n_tokens, 40);
+    CU_ASSERT_EQUAL(info.n_kv_tokens, 40);
+    CU_ASSERT_EQUAL(info.residency, PERCH_SEQ_RESIDENT);
+    q = host_request(e, id, NULL, 0, 3); /* an empty turn goes on from there */
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    CU_ASSERT_EQUAL(r.n_tokens, 3);
+    CU_ASSERT_EQUAL(r.cached_tokens, 39);
+    host_result_free(&r);
+    perch_engine_destroy(e);
+}
+
+static void completions_of_one_prompt_are_what_single_requests_give(void) {
+    perch_options o = host_options("qwen3");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    enum { N = 5, LENGTH = 12 };
+    int32_t prompt[21], many[N][LENGTH];
+    uint32_t at[N] = {0}, n_done = 0;
+    perch_event ev;
+    host_tokens(3, VOCAB, prompt, 21);
+    perch_request q = host_request(e, open_sequence(e), prompt, 21, LENGTH);
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    q.n_completions = N;
+    q.sampling.temperature = 1.5;
+    q.sampling.seed = 99;
+    CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    perch_event_init(&ev, sizeof ev);
+    while (n_done < N && perch_next(e, &ev, 60000, NULL) == PERCH_OK) {
+        memcpy(many[ev.completion] + at[ev.completion], ev.tokens, ev.n_tokens * sizeof *ev.tokens);
+        at[ev.completion] += (uint32_t)ev.n_tokens;
+        n_done += ev.type == PERCH_EVENT_DONE;
+    }
+    perch_event_clear(&ev);
+    CU_ASSERT_EQUAL(n_done, N);
+    host_result r;
+    perch_request single = host_request(e, open_sequence(e), prompt, 21, LENGTH);
+    single.flags = PERCH_REQUEST_IGNORE_EOS;
+    single.sampling = q.sampling;
+    CU_ASSERT_EQUAL(host_turn(e, &single, &r), PERCH_OK);
+    CU_ASSERT_EQUAL(memcmp(r.tokens, many[0], sizeof many[0]), 0);
+    host_result_free(&r);
+    uint32_t n_different = 0;
+    for (uint32_t i = 1; i < N; i++) {
+        CU_ASSERT_EQUAL(at[i], LENGTH);
+        n_different += memcmp(many[0], many[i], sizeof many[0]) != 0;
+    }
+    CU_ASSERT_EQUAL(n_different, N - 1); /* 12 draws at temperature 1.5 from 96 tokens */
+    perch_stats stats = {.struct_size = sizeof stats};
+    CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(stats.sequences_open, 2); /* the forks are gone */
+    CU_ASSERT_TRUE(stats.copied_pages > 0);
+    perch_engine_destroy(e);
+}
+
+static void prompt_logprobs_are_the_chain_of_single_logprobs(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    enum { N = 70 }; /* more than one chunk of logits */
+    int32_t tokens[N];
+    host_result all, one;
+    host_tokens(4, VOCAB, tokens, N);
+    perch_request q = host_request(e, open_sequence(e), tokens, N, 0);
+    q.flags = PERCH_REQUEST_PROMPT_LOGPROBS;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &all), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(all.n_prompt_logprobs, N);
+    CU_ASSERT_TRUE(isnan(all.prompt_logprobs[0]));
+    perch_sequence_id id = open_sequence(e);
+    for (uint32_t i = 0; i < N; i++) {
+        perch_request turn = host_request(e, id, tokens + i, 1, 0);
+        turn.flags = PERCH_REQUEST_PROMPT_LOGPROBS;
+        CU_ASSERT_EQUAL(host_turn(e, &turn, &one), PERCH_OK);
+        CU_ASSERT_EQUAL_FATAL(one.n_prompt_logprobs, 1);
+        CU_ASSERT_TRUE(i == 0 ? isnan(one.prompt_logprobs[0]) != 0 : one.prompt_logprobs[0] == all.prompt_logprobs[i]);
+        host_result_free(&one);
+    }
+    host_result_free(&all);
+    perch_engine_destroy(e);
+}
+
+static void logprobs_come_with_the_tokens_best_first(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    int32_t tokens[5];
+    perch_event ev;
+    uint32_t n = 0;
+    host_tokens(5, VOCAB, tokens, 5);
+    perch_request q = host_request(e, open_sequence(e), tokens, 5, 8);
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    q.sampling.n_logprobs = 4;
+    CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    perch_event_init(&ev, sizeof ev);
+    do {
+        CU_ASSERT_EQUAL_FATAL(perch_next(e, &ev, 60000, NULL), PERCH_OK);
+        CU_ASSERT_EQUAL(ev.n_top, 4);
+        for (size_t i = 0; i < ev.n_tokens; i++, n++) {
+            const perch_logprob *top = ev.top_logprobs + i * ev.n_top;
+            CU_ASSERT_EQUAL(top[0].token, ev.tokens[i]); /* greedy */
+            CU_ASSERT_EQUAL(top[0].logprob, ev.logprobs[i]);
+            CU_ASSERT_TRUE(top[0].logprob >= top[1].logprob && top[1].logprob >= top[2].logprob &&
+                           top[2].logprob >= top[3].logprob && top[0].logprob < 0);
+        }
+    } while (ev.type != PERCH_EVENT_DONE);
+    CU_ASSERT_EQUAL(n, 8);
+    perch_event_clear(&ev);
+    perch_engine_destroy(e);
+}
+
+static void stop_tokens_end_a_request_but_not_before_min_tokens(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    int32_t tokens[9];
+    host_result free_run, r;
+    host_tokens(6, VOCAB, tokens, 9);
+    perch_request q = host_request(e, open_sequence(e), tokens, 9, 40);
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    q.sampling.temperature = 1.3;
+    q.sampling.seed = 3;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &free_run), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(free_run.n_tokens, 40);
+    int32_t stop = free_run.tokens[10];
+    size_t first = 0;
+    while (free_run.tokens[first] != stop) {
+        first++;
+    }
+    q.sequence = open_sequence(e);
+    q.stop_tokens = &stop;
+    q.n_stop_tokens = 1;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    CU_ASSERT_EQUAL(r.finish, PERCH_FINISH_STOP_TOKEN);
+    CU_ASSERT_EQUAL(r.n_tokens, first + 1);
+    host_result_free(&r);
+    q.sequence = open_sequence(e);
+    q.min_tokens = 30;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    CU_ASSERT_TRUE(r.n_tokens >= 30);
+    for (size_t i = 0; i < 30; i++) {
+        CU_ASSERT_NOT_EQUAL(r.tokens[i], stop);
+    }
+    host_result_free(&r);
+    host_result_free(&free_run);
+    perch_engine_destroy(e);
+}
+
+/* ----------------------------------------------------------- ends before the end -- */
+
+static perch_finish finish_of(perch_engine *e, perch_request_id id) {
+    perch_event ev;
+    perch_finish finish = PERCH_FINISH_NONE;
+    perch_event_init(&ev, sizeof ev);
+    while (finish == PERCH_FINISH_NONE && perch_next(e, &ev, 60000, NULL) == PERCH_OK) {
+        finish = ev.request == id && ev.type == PERCH_EVENT_DONE ? ev.finish : PERCH_FINISH_NONE;
+    }
+    perch_event_clear(&ev);
+    return finish;
+}
+
+static void cancel_works_at_any_moment(void) {
+    perch_options o = host_options("llama");
+    o.max_batch_size = 1;
+    o.max_step_tokens = 17;
+    perch_engine *e = NULL;
+    perch_error err;
+    if (!CHECK_MSG(engine_open(&o, false, &e, &err) == PERCH_OK, "%s", err.message)) {
+        return;
+    }
+    int32_t tokens[100];
+    perch_request_id running, waiting;
+    perch_sequence_id a = open_sequence(e), b = open_sequence(e);
+    size_t n;
+    host_tokens(7, VOCAB, tokens, 100);
+    perch_request q = host_request(e, a, tokens, 100, 50);
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    CU_ASSERT_EQUAL(perch_submit(e, &q, &running, NULL), PERCH_OK);
+    q.sequence = b;
+    q.n_completions = 3;
+    CU_ASSERT_EQUAL(perch_submit(e, &q, &waiting, NULL), PERCH_OK);
+    pthread_mutex_lock(&e->lock);
+    engine_step(e);
+    pthread_mutex_unlock(&e->lock);
+    CU_ASSERT_EQUAL(perch_cancel(e, waiting, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(perch_cancel(e, running, NULL), PERCH_OK); /* in the middle of its prompt */
+    CU_ASSERT_EQUAL(perch_cancel(e, running, NULL), PERCH_OK);
+    pthread_mutex_lock(&e->lock);
+    engine_step(e);
+    CU_ASSERT_FALSE(engine_step(e));
+    pthread_mutex_unlock(&e->lock);
+    perch_event ev;
+    uint32_t n_done = 0;
+    perch_event_init(&ev, sizeof ev);
+    while (perch_next(e, &ev, 0, NULL) == PERCH_OK) {
+        n_done += ev.type == PERCH_EVENT_DONE && ev.finish == PERCH_FINISH_CANCELLED;
+    }
+    perch_event_clear(&ev);
+    CU_ASSERT_EQUAL(n_done, 4);
+    CU_ASSERT_EQUAL(perch_cancel(e, running, NULL), PERCH_E_NOT_FOUND);
+    CU_ASSERT_EQUAL(perch_sequence_tokens(e, a, NULL, 0, &n, NULL), PERCH_E_BUFFER);
+    CU_ASSERT_EQUAL(n, 100);
+    perch_stats stats = {.struct_size = sizeof stats};
+    CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(stats.requests_cancelled, 2);
+    CU_ASSERT_EQUAL(stats.sequences_open, 2);
+    CU_ASSERT_EQUAL(stats.pages_live, 0);
+    perch_engine_destroy(e);
+}
+
+static void closing_a_busy_sequence_cancels_its_request(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    int32_t token = 9;
+    perch_request_id id;
+    perch_sequence_id s = open_sequence(e);
+    perch_request q = host_request(e, s, &token, 1, 255);
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    CU_ASSERT_EQUAL(perch_submit(e, &q, &id, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(perch_sequence_close(e, s, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(perch_sequence_close(e, s, NULL), PERCH_E_NOT_FOUND);
+    perch_finish finish = finish_of(e, id);
+    CU_ASSERT_TRUE(finish == PERCH_FINISH_CANCELLED || finish == PERCH_FINISH_LENGTH);
+    perch_stats stats = {.struct_size = sizeof stats};
+    CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(stats.sequences_open, 0);
+    CU_ASSERT_EQUAL(stats.pages_free, stats.pages_total);
+    perch_engine_destroy(e);
+}
+
+static void a_deadline_ends_what_waits_and_what_runs(void) {
+    perch_options o = host_options("llama");
+    o.max_batch_size = 1;
+    perch_engine *e = NULL;
+    perch_error err;
+    if (!CHECK_MSG(engine_open(&o, false, &e, &err) == PERCH_OK, "%s", err.message)) {
+        return;
+    }
+    int32_t token = 9;
+    perch_request_id ids[3];
+    for (int i = 0; i < 3; i++) {
+        perch_request q = host_request(e, open_sequence(e), &token, 1, 200);
+        q.flags = PERCH_REQUEST_IGNORE_EOS;
+        q.timeout_ms = i == 1 ? 0 : 30;
+        CU_ASSERT_EQUAL(perch_submit(e, &q, &ids[i], NULL), PERCH_OK);
+    }
+    pthread_mutex_lock(&e->lock);
+    engine_step(e);
+    engine_step(e);
+    pthread_mutex_unlock(&e->lock);
+    usleep(40000);
+    pthread_mutex_lock(&e->lock);
+    engine_step(e);
+    pthread_mutex_unlock(&e->lock);
+    perch_event ev;
+    perch_event_init(&ev, sizeof ev);
+    uint32_t n_timeout = 0;
+    while (perch_next(e, &ev, 0, NULL) == PERCH_OK) {
+        if (ev.type == PERCH_EVENT_DONE) {
+            CU_ASSERT_EQUAL(ev.finish, PERCH_FINISH_TIMEOUT);
+            CU_ASSERT_TRUE(ev.request == ids[0] ? ev.completion_tokens == 2 : ev.request == ids[2]);
+            n_timeout++;
+        }
+    }
+    CU_ASSERT_EQUAL(n_timeout, 2);
+    perch_event_clear(&ev);
+    perch_engine_destroy(e);
+}
+
+/* ----------------------------------------------------------------------- queue -- */
+
+static void a_full_queue_refuses_where_so_configured(void) {
+    perch_options o = host_options("llama");
+    o.queue_full = PERCH_QUEUE_REFUSE;
+    o.queue_size = 2;
+    perch_engine *e = NULL;
+    perch_error err;
+    if (!CHECK_MSG(engine_open(&o, false, &e, &err) == PERCH_OK, "%s", err.message)) {
+        return;
+    }
+    int32_t token = 9;
+    perch_sequence_id s = 0;
+    for (int i = 0; i < 3; i++) {
+        s = open_sequence(e);
+        perch_request q = host_request(e, s, &token, 1, 4);
+        check_status(perch_submit(e, &q, NULL, &err), i < 2 ? PERCH_OK : PERCH_E_QUEUE_FULL, &err, "queue_size");
+    }
+    pthread_mutex_lock(&e->lock);
+    engine_step(e); /* both are admitted */
+    pthread_mutex_unlock(&e->lock);
+    perch_request q = host_request(e, s, &token, 1, 4);
+    CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    perch_engine_destroy(e);
+}
+
+static void *submit_twenty(void *engine) {
+    perch_engine *e = engine;
+    int32_t token = 11;
+    for (int i = 0; i < 20; i++) {
+        perch_request q = host_request(e, open_sequence(e), &token, 1, 3);
+        q.flags = PERCH_REQUEST_IGNORE_EOS;
+        if (perch_submit(e, &q, NULL, NULL)) {
+            return (void *)1;
+        }
+    }
+    return NULL;
+}
+
+static void a_full_queue_makes_submit_wait_where_so_configured(void) {
+    perch_options o = host_options("llama");
+    o.queue_size = 1;
+    o.max_batch_size = 1;
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    pthread_t thread;
+    perch_event ev;
+    void *failed = (void *)1;
+    uint32_t n_done = 0;
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, submit_twenty, e), 0);
+    perch_event_init(&ev, sizeof ev);
+    while (n_done < 20 && perch_next(e, &ev, 60000, NULL) == PERCH_OK) {
+        n_done += ev.type == PERCH_EVENT_DONE;
+        CU_ASSERT_TRUE(ev.type != PERCH_EVENT_DONE || ev.completion_tokens == 3);
+    }
+    pthread_join(thread, &failed);
+    CU_ASSERT_PTR_NULL(failed);
+    CU_ASSERT_EQUAL(n_done, 20);
+    perch_event_clear(&ev);
+    perch_engine_destroy(e);
+}
+
+/* ---------------------------------------------------------------------- events -- */
+
+static void the_event_fd_is_readable_while_there_are_events(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    struct pollfd p = {.fd = perch_event_fd(e), .events = POLLIN};
+    int32_t token = 9;
+    perch_event ev;
+    perch_error err;
+    CU_ASSERT_TRUE(p.fd >= 0);
+    CU_ASSERT_EQUAL(poll(&p, 1, 0), 0);
+    perch_event_init(&ev, sizeof ev);
+    check_status(perch_next(e, &ev, 5, &err), PERCH_E_TIMEOUT, &err, "5 ms");
+    perch_request q = host_request(e, open_sequence(e), &token, 1, 30);
+    CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    do {
+        CU_ASSERT_EQUAL(poll(&p, 1, 60000), 1);
+        CU_ASSERT_EQUAL(perch_next(e, &ev, 0, NULL), PERCH_OK);
+    } while (ev.type != PERCH_EVENT_DONE);
+    CU_ASSERT_EQUAL(poll(&p, 1, 0), 0);
+    CU_ASSERT_EQUAL(perch_next(e, &ev, 0, NULL), PERCH_E_TIMEOUT);
+    perch_event_clear(&ev);
+    perch_engine_destroy(e);
+}
+
+static void an_idle_engine_uses_no_cpu(void) {
+    perch_options o = host_options("llama");
+    o.threads = 2;
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    int32_t token = 9;
+    host_result r;
+    perch_request q = host_request(e, open_sequence(e), &token, 1, 20);
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    host_result_free(&r);
+    usleep(50000); /* whoever spins for a moment has stopped by then */
+    struct rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
+    usleep(400000);
+    getrusage(RUSAGE_SELF, &after);
+    long used_us =
+        (after.ru_utime.tv_sec - before.ru_utime.tv_sec + after.ru_stime.tv_sec - before.ru_stime.tv_sec) * 1000000L +
+        after.ru_utime.tv_usec - before.ru_utime.tv_usec + after.ru_stime.tv_usec - before.ru_stime.tv_usec;
+    CHECK_MSG(used_us < 10000, "%ld us of CPU time in 400 ms", used_us);
+    perch_engine_destroy(e);
+}
+
+/* --------------------------------------------------------------------- threads -- */
+
+typedef struct crowd {
+    perch_engine *e;
+    uint64_t seed;
+    uint32_t n_submitted;
+} crowd;
+
+/* A host thread: opens, submits, cancels, closes, asks; events are taken by others. */
+static void *crowd_member(void *arg) {
+    crowd *c = arg;
+    test_rng rng = {c->seed};
+    perch_sequence_id mine[4] = {0};
+    for (uint32_t i = 0; i < 120; i++) {
+        uint32_t k = (uint32_t)test_rng_below(&rng, 4);
+        perch_request_id id = 0;
+        int32_t tokens[16];
+        if (!mine[k]) {
+            perch_sequence_open(c->e, &mine[k], NULL);
+        }
+        host_tokens(test_rng_next(&rng), VOCAB, tokens, 16);
+        perch_request q =
+            host_request(c->e, mine[k], tokens, 1 + test_rng_below(&rng, 16), 1 + (uint32_t)test_rng_below(&rng, 6));
+        q.n_completions = 1;
+        perch_status status;
+        while ((status = perch_submit(c->e, &q, &id, NULL)) == PERCH_E_BUSY) {
+            usleep(100);
+        }
+        c->n_submitted += status == PERCH_OK;
+        perch_sequence_info info = {.struct_size = sizeof info};
+        perch_stats stats = {.struct_size = sizeof stats};
+        perch_sequence_state(c->e, mine[k], &info, NULL);
+        switch (test_rng_below(&rng, 8)) {
+        case 0:
+            perch_cancel(c->e, id, NULL);
+            break;
+        case 1:
+            perch_sequence_close(c->e, mine[k], NULL);
+            mine[k] = 0;
+            break;
+        case 2:
+            perch_engine_stats(c->e, &stats, NULL);
+            break;
+        case 3:
+            perch_sequence_rewind(c->e, mine[k], 1, NULL);
+            break;
+        default:
+            break;
+        }
+    }
+    return NULL;
+}
+
+typedef struct taker {
+    perch_engine *e;
+    _Atomic uint32_t *n_done;
+    _Atomic bool *stop;
+} taker;
+
+static void *take_all(void *arg) {
+    taker *t = arg;
+    perch_event ev;
+    perch_event_init(&ev, sizeof ev);
+    while (!*t->stop) {
+        if (perch_next(t->e, &ev, 20, NULL) == PERCH_OK && ev.type == PERCH_EVENT_DONE) {
+            ++*t->n_done;
+        }
+    }
+    perch_event_clear(&ev);
+    return NULL;
+}
+
+static void many_threads_submit_and_take_and_every_request_ends_once(void) {
+    perch_options o = host_options("llama");
+    o.cache_max_entry_count = 2;
+    o.threads = 2;
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    crowd members[4];
+    pthread_t threads[4], takers[2];
+    _Atomic uint32_t n_done = 0;
+    _Atomic bool stop = false;
+    taker t = {e, &n_done, &stop};
+    uint32_t n_submitted = 0;
+    for (int i = 0; i < 2; i++) {
+        CU_ASSERT_EQUAL_FATAL(pthread_create(&takers[i], NULL, take_all, &t), 0);
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        members[i] = (crowd){e, test_seed(40) + i, 0};
+        CU_ASSERT_EQUAL_FATAL(pthread_create(&threads[i], NULL, crowd_member, &members[i]), 0);
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        pthread_join(threads[i], NULL);
+        n_submitted += members[i].n_submitted;
+    }
+    for (int i = 0; i < 3000 && n_done < n_submitted; i++) {
+        usleep(10000);
+    }
+    stop = true;
+    for (int i = 0; i < 2; i++) {
+        pthread_join(takers[i], NULL);
+    }
+    CHECK_MSG(n_done == n_submitted && n_submitted > 100, "%u submitted, %u done", n_submitted, n_done);
+    perch_engine_destroy(e);
+}
+
+static void an_engine_can_be_destroyed_in_the_middle_of_work(void) {
+    for (uint32_t i = 0; i < 10; i++) {
+        perch_options o = host_options("llama");
+        perch_engine *e = host_engine(&o);
+        if (!e) {
+            return;
+        }
+        int32_t tokens[40];
+        host_tokens(i, VOCAB, tokens, 40);
+        for (uint32_t k = 0; k < 8; k++) {
+            perch_request q = host_request(e, open_sequence(e), tokens, 40, 100);
+            q.n_completions = 1 + k % 3;
+            CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+        }
+        usleep(i * 500);
+        perch_engine_destroy(e);
+    }
+}
+
+/* ----------------------------------------------------------------- large, broken -- */
+
+static double step_seconds(perch_engine *e, uint32_t n_steps) {
+    int32_t token = 9;
+    perch_request q = host_request(e, open_sequence(e), &token, 1, n_steps);
+    q.flags = PERCH_REQUEST_IGNORE_EOS | PERCH_REQUEST_NO_TEXT;
+    host_result r;
+    uint64_t begin = time_us();
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    uint64_t end = time_us();
+    CU_ASSERT_EQUAL(r.n_tokens, n_steps);
+    host_result_free(&r);
+    return (double)(end - begin) * 1e-6;
+}
+
+static double best_of(perch_engine *e, uint32_t n_runs) {
+    double best = 1e9;
+    for (uint32_t i = 0; i < n_runs; i++) {
+        double s = step_seconds(e, 240);
+        best = s < best ? s : best;
+    }
+    return best;
+}
+
+static void a_million_idle_sequences_do_not_slow_a_step(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    uint64_t n = test_scaled(1000000);
+    int32_t tokens[4];
+    double before = best_of(e, 5);
+    host_tokens(8, VOCAB, tokens, 4);
+    for (uint64_t i = 0; i < n; i++) {
+        perch_sequence_id id;
+        if (!CHECK_MSG(perch_sequence_open(e, &id, NULL) == PERCH_OK, "sequence %llu", (unsigned long long)i)) {
+            break;
+        }
+        if (i % 64 == 0) {
+            CU_ASSERT_EQUAL(perch_sequence_append(e, id, tokens, 4, NULL), PERCH_OK);
+        }
+    }
+    double after = best_of(e, 5);
+    printf("  240 steps: %.2f ms before, %.2f ms with %llu idle sequences\n", before * 1e3, after * 1e3,
+           (unsigned long long)n);
+    CHECK_MSG(after < before * 2 + 0.002, "%.2f ms, then %.2f ms", before * 1e3, after * 1e3);
+    perch_engine_destroy(e);
+}
+
+static perch_status failing_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err) {
+    (void)device, (void)commands, (void)n;
+    return err_set(err, PERCH_E_DEVICE, "planted fault");
+}
+
+static void a_device_fault_kills_the_engine_and_says_so_to_everybody(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = NULL;
+    perch_error err;
+    if (!CHECK_MSG(engine_open(&o, false, &e, &err) == PERCH_OK, "%s", err.message)) {
+        return;
+    }
+    kernels_backend broken = *e->backend;
+    broken.kv_execute = failing_execute;
+    e->backend = &broken;
+    int32_t token = 9;
+    perch_sequence_id s = open_sequence(e);
+    perch_request q = host_request(e, s, &token, 1, 5);
+    q.n_completions = 2;
+    CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    pthread_mutex_lock(&e->lock);
+    CU_ASSERT_TRUE(engine_step(e));
+    CU_ASSERT_FALSE(engine_step(e));
+    pthread_mutex_unlock(&e->lock);
+    perch_event ev;
+    perch_event_init(&ev, sizeof ev);
+    for (int i = 0; i < 2; i++) {
+        CU_ASSERT_EQUAL(perch_next(e, &ev, 0, NULL), PERCH_OK);
+        CU_ASSERT_EQUAL(ev.finish, PERCH_FINISH_ERROR);
+        CU_ASSERT_EQUAL(ev.status, PERCH_E_DEVICE);
+    }
+    check_status(perch_next(e, &ev, 0, &err), PERCH_E_DEVICE, &err, "planted fault");
+    check_status(perch_submit(e, &q, NULL, &err), PERCH_E_DEVICE, &err, "planted fault");
+    perch_stats stats = {.struct_size = sizeof stats};
+    CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(stats.status, PERCH_E_DEVICE);
+    perch_event_clear(&ev);
+    perch_engine_destroy(e);
+}
+
+int main(int argc, char **argv) {
+    static const test_case tests[] = {
+#define TEST(name) {#name, name}
+        TEST(stale_closed_and_made_up_ids_fail),
+        TEST(parameters_out_of_range_are_refused_by_name),
+        TEST(a_sequence_has_one_request_at_a_time),
+        TEST(a_pool_that_holds_no_sequence_is_refused_with_figures),
+        TEST(a_second_turn_finds_the_first_in_the_cache),
+        TEST(no_tokens_asked_for_means_only_the_prompt_is_computed),
+        TEST(completions_of_one_prompt_are_what_single_requests_give),
+        TEST(prompt_logprobs_are_the_chain_of_single_logprobs),
+        TEST(logprobs_come_with_the_tokens_best_first),
+        TEST(stop_tokens_end_a_request_but_not_before_min_tokens),
+        TEST(cancel_works_at_any_moment),
+        TEST(closing_a_busy_sequence_cancels_its_request),
+        TEST(a_deadline_ends_what_waits_and_what_runs),
+        TEST(a_full_queue_refuses_where_so_configured),
+        TEST(a_full_queue_makes_submit_wait_where_so_configured),
+        TEST(the_event_fd_is_readable_while_there_are_events),
+        TEST(an_idle_engine_uses_no_cpu),
+        TEST(many_threads_submit_and_take_and_every_request_ends_once),
+        TEST(an_engine_can_be_destroyed_in_the_middle_of_work),
+        TEST(a_million_idle_sequences_do_not_slow_a_step),
+        TEST(a_device_fault_kills_the_engine_and_says_so_to_everybody),
+    };
+    return test_main("api_test", tests, sizeof tests / sizeof *tests, argc, argv);
+}

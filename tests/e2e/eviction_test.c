@@ -1,0 +1,474 @@
+/*
+ * Eviction is invisible. A random schedule (turns, forks, rewinds, appends, cancels, several completions, over a pool that holds
+ * barely more than one sequence, with forced preemptions and evictions on top) runs with every row of logits recorded under
+ * the tokens that it follows from. Then the same conversations are replayed one at a time, on one thread, in a cache that
+ * holds everything: tokens and logits must be the same to the bit.
+ *
+ * The engine's step thread is not started: steps are driven from here, so that a seed gives the same schedule every time.
+ */
+#include "engine/impl.h"
+#include "tests/e2e/host.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_SEQUENCES 40u
+#define MAX_OPS 160u
+#define MAX_PROMPT 64u
+#define MAX_GENERATED 24u
+#define MAX_COMPLETIONS 3u
+#define LOGITS_MAP_SIZE (1u << 16)
+
+/* ---------------------------------------------------------- logits by prefix -- */
+
+typedef struct logits_map {
+    uint64_t prefix[LOGITS_MAP_SIZE], logits[LOGITS_MAP_SIZE];
+    bool checked[LOGITS_MAP_SIZE];
+    uint32_t n, n_checked;
+    bool checking;
+    bool broken;
+} logits_map;
+
+static logits_map map;
+
+static uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n) {
+    const unsigned char *at = bytes;
+    for (size_t i = 0; i < n; i++) {
+        hash = (hash ^ at[i]) * 0x100000001B3u;
+    }
+    return hash;
+}
+
+/* Records a row, or compares it with the one that was recorded for the same tokens. */
+static void note_logits(uint64_t prefix, uint64_t logits) {
+    uint32_t at = (uint32_t)(prefix * 0x9E3779B97F4A7C15u >> 48) % LOGITS_MAP_SIZE;
+    while (map.prefix[at] && map.prefix[at] != prefix) {
+        at = (at + 1) % LOGITS_MAP_SIZE;
+    }
+    if (map.prefix[at]) {
+        map.broken = map.broken || map.logits[at] != logits;
+        map.n_checked += map.checking && !map.checked[at];
+        map.checked[at] = map.checking;
+    } else if (!map.checking) {
+        map.prefix[at] = prefix;
+        map.logits[at] = logits;
+        map.n++;
+    }
+}
+
+static void tap(void *user, const int32_t *tokens, uint32_t position, uint32_t n, const float *logits) {
+    uint32_t vocab = *(const uint32_t *)user;
+    uint64_t prefix = hash_bytes(0xCBF29CE484222325u, tokens, position * sizeof *tokens);
+    for (uint32_t i = 0; i < n; i++) {
+        prefix = hash_bytes(prefix, tokens + position + i, sizeof *tokens);
+        note_logits(prefix, hash_bytes(1469598103934665603u, logits + (size_t)i * vocab, vocab * sizeof *logits));
+    }
+}
+
+/* ------------------------------------------------------------------- history -- */
+
+typedef enum op_kind { OP_TURN, OP_APPEND, OP_REWIND, OP_FORK } op_kind;
+
+typedef struct op {
+    op_kind kind;
+    uint32_t sequence;
+    uint32_t n_tokens; /* TURN, APPEND: of tokens; REWIND, FORK: kept */
+    uint32_t child;    /* FORK */
+    int32_t tokens[MAX_PROMPT];
+    uint32_t max_tokens, n_completions, flags;
+    double temperature, repetition_penalty, top_p;
+    int32_t top_k;
+    uint64_t seed;
+    perch_request_id request;
+    uint32_t n_done;
+    bool cut_short; /* cancelled */
+    uint32_t n_generated[MAX_COMPLETIONS];
+    int32_t generated[MAX_COMPLETIONS][MAX_GENERATED];
+} op;
+
+typedef struct history {
+    op ops[MAX_OPS];
+    uint32_t n_ops;
+    uint32_t n_sequences;
+    perch_sequence_id ids[MAX_SEQUENCES];
+    op *busy[MAX_SEQUENCES];
+} history;
+
+static history h;
+
+static void fill_request(perch_engine *e, perch_request *q, const op *o) {
+    *q = host_request(e, h.ids[o->sequence], o->tokens, o->n_tokens, o->max_tokens);
+    q->n_completions = o->n_completions;
+    q->flags = o->flags | PERCH_REQUEST_IGNORE_EOS;
+    q->sampling.temperature = o->temperature;
+    q->sampling.repetition_penalty = o->repetition_penalty;
+    q->sampling.top_p = o->top_p;
+    q->sampling.top_k = o->top_k;
+    q->sampling.seed = o->seed;
+    q->user_data = (uint64_t)(o - h.ops);
+}
+
+static uint32_t length_of(perch_engine *e, uint32_t index) {
+    perch_sequence_info info = {.struct_size = sizeof info};
+    CU_ASSERT_EQUAL_FATAL(perch_sequence_state(e, h.ids[index], &info, NULL), PERCH_OK);
+    return (uint32_t)info.n_tokens;
+}
+
+static void take_events(perch_engine *e, bool replay) {
+    perch_event ev;
+    perch_event_init(&ev, sizeof ev);
+    while (perch_next(e, &ev, 0, NULL) == PERCH_OK) {
+        op *o = &h.ops[ev.user_data];
+        for (size_t i = 0; i < ev.n_tokens && !replay; i++) {
+            o->generated[ev.completion][o->n_generated[ev.completion]++] = ev.tokens[i];
+        }
+        if (ev.type == PERCH_EVENT_DONE) {
+            CU_ASSERT_NOT_EQUAL(ev.finish, PERCH_FINISH_ERROR);
+            o->cut_short = o->cut_short || ev.finish == PERCH_FINISH_CANCELLED;
+            if (++o->n_done == o->n_completions) {
+                h.busy[o->sequence] = NULL;
+            }
+        }
+    }
+    perch_event_clear(&ev);
+}
+
+static bool step(perch_engine *e) {
+    pthread_mutex_lock(&e->lock);
+    bool worked = engine_step(e);
+    pthread_mutex_unlock(&e->lock);
+    return worked;
+}
+
+/* ------------------------------------------------------------------- schedule -- */
+
+typedef struct schedule {
+    const char *model_name;
+    perch_options options;
+    uint32_t n_actions;
+    uint32_t cancel_percent, evict_percent;
+    bool evict_always; /* everything, after every token */
+} schedule;
+
+static const uint32_t vocab_of_small = 96, vocab_of_wide = 2048;
+
+static uint32_t between(test_rng *rng, uint32_t low, uint32_t high) {
+    return low + (uint32_t)test_rng_below(rng, high - low + 1);
+}
+
+static schedule random_schedule(test_rng *rng) {
+    static const char *const names[] = {"llama", "mistral", "qwen2", "qwen3"};
+    schedule s = {.model_name = test_rng_below(rng, 40) == 0 ? "wide" : names[test_rng_below(rng, 4)]};
+    bool wide = !strcmp(s.model_name, "wide");
+    s.options = host_options(s.model_name);
+    perch_options *o = &s.options;
+    o->dtype = test_rng_below(rng, 2) ? PERCH_DTYPE_F32 : PERCH_DTYPE_BF16;
+    o->threads = between(rng, 1, 3);
+    o->session_len = between(rng, 24, wide ? 60 : 180);
+    o->max_batch_size = between(rng, 1, 6);
+    o->prefill_reserve = between(rng, 1, 24);
+    o->max_step_tokens = o->max_batch_size + o->prefill_reserve + (uint32_t)test_rng_below(rng, 40);
+    o->page_bytes = 4096u << test_rng_below(rng, 3);
+    o->cache_chunk_size = (int32_t[]){1, 1, 2, 3, -1}[test_rng_below(rng, 5)];
+    o->age_steps = between(rng, 1, 40);
+    o->bypass_limit = (uint32_t)test_rng_below(rng, 8);
+    o->queue_size = 64;
+    s.n_actions = wide ? 25 : between(rng, 20, 90);
+    s.cancel_percent = (uint32_t)test_rng_below(rng, 12);
+    s.evict_percent = (uint32_t)test_rng_below(rng, 40);
+    s.evict_always = test_rng_below(rng, 5) == 0;
+    return s;
+}
+
+/* The pool: one full-length sequence and a few pages, up to a few sequences. */
+static void choose_pool(test_rng *rng, perch_options *o) {
+    perch_plan plan = {.struct_size = sizeof plan};
+    perch_error err;
+    o->cache_max_entry_count = 1;
+    if (CHECK_MSG(perch_plan_compute(o, &plan, &err) == PERCH_OK, "%s", err.message)) {
+        uint64_t least = plan.sequence_bytes / plan.page_bytes;
+        o->cache_bytes = (least + (test_rng_below(rng, 3) ? test_rng_below(rng, 3 * least) : 0)) * plan.page_bytes;
+    }
+}
+
+static void start_turn(test_rng *rng, perch_engine *e, uint32_t index, uint32_t length, uint32_t vocab) {
+    uint32_t room = e->session_len - length;
+    if (room < 2) {
+        return;
+    }
+    op *o = &h.ops[h.n_ops];
+    memset(o, 0, sizeof *o);
+    o->kind = OP_TURN;
+    o->sequence = index;
+    o->n_tokens = between(rng, length ? 0 : 1, room - 1 < MAX_PROMPT ? room - 1 : MAX_PROMPT);
+    o->max_tokens = between(rng, 0, room - o->n_tokens < MAX_GENERATED ? room - o->n_tokens : MAX_GENERATED);
+    o->n_completions = o->max_tokens && test_rng_below(rng, 6) == 0 ? between(rng, 2, MAX_COMPLETIONS) : 1;
+    o->flags = test_rng_below(rng, 4) == 0 ? PERCH_REQUEST_PROMPT_LOGPROBS : 0;
+    o->temperature = test_rng_below(rng, 3) ? 0.5 + test_rng_unit(rng) : 0;
+    o->repetition_penalty = test_rng_below(rng, 3) ? 1 : 1.2;
+    o->top_p = test_rng_below(rng, 3) ? 1 : 0.9;
+    o->top_k = test_rng_below(rng, 3) ? 0 : 20;
+    o->seed = test_rng_next(rng);
+    host_tokens(test_rng_next(rng), vocab, o->tokens, o->n_tokens);
+    perch_request q;
+    perch_error err;
+    fill_request(e, &q, o);
+    q.priority = (int32_t)between(rng, 0, 3) - 2;
+    if (CHECK_MSG(perch_submit(e, &q, &o->request, &err) == PERCH_OK, "%s", err.message)) {
+        h.busy[index] = o;
+        h.n_ops++;
+    }
+}
+
+static void change_sequence(test_rng *rng, perch_engine *e, uint32_t index, uint32_t length, uint32_t vocab) {
+    op *o = &h.ops[h.n_ops++];
+    memset(o, 0, sizeof *o);
+    o->sequence = index;
+    o->n_tokens = (uint32_t)test_rng_below(rng, length + 1);
+    switch (test_rng_below(rng, 3)) {
+    case 0:
+        o->kind = OP_REWIND;
+        CU_ASSERT_EQUAL(perch_sequence_rewind(e, h.ids[index], o->n_tokens, NULL), PERCH_OK);
+        break;
+    case 1:
+        o->kind = OP_APPEND;
+        o->n_tokens = (uint32_t)test_rng_below(rng, 6);
+        o->n_tokens = length + o->n_tokens < e->session_len ? o->n_tokens : 0;
+        host_tokens(test_rng_next(rng), vocab, o->tokens, o->n_tokens);
+        CU_ASSERT_EQUAL(perch_sequence_append(e, h.ids[index], o->tokens, o->n_tokens, NULL), PERCH_OK);
+        break;
+    default:
+        o->kind = OP_FORK;
+        o->child = h.n_sequences++;
+        CU_ASSERT_EQUAL(perch_sequence_fork(e, h.ids[index], o->n_tokens, &h.ids[o->child], NULL), PERCH_OK);
+    }
+}
+
+static void random_action(test_rng *rng, perch_engine *e, uint32_t vocab) {
+    if (h.n_ops == MAX_OPS) {
+        return;
+    }
+    if (h.n_sequences < 2 || (h.n_sequences < MAX_SEQUENCES / 2 && test_rng_below(rng, 8) == 0)) {
+        CU_ASSERT_EQUAL(perch_sequence_open(e, &h.ids[h.n_sequences++], NULL), PERCH_OK);
+    }
+    uint32_t index = (uint32_t)test_rng_below(rng, h.n_sequences);
+    if (h.busy[index]) {
+        return;
+    }
+    uint32_t length = length_of(e, index);
+    if (test_rng_below(rng, 4) == 0 && h.n_sequences < MAX_SEQUENCES) {
+        change_sequence(rng, e, index, length, vocab);
+    } else {
+        start_turn(rng, e, index, length, vocab);
+    }
+}
+
+/*
+ * Takes memory away as no traffic would: preempts running rows, evicts idle ones. With evict_always every row that has just
+ * been given a token loses everything; one in the middle of its prompt is let go on, or it would never come to its end.
+ */
+static void disturb(test_rng *rng, perch_engine *e, const schedule *s) {
+    pthread_mutex_lock(&e->lock);
+    for (sched_item *item = e->sched.running.head, *next; item; item = next) {
+        next = item->next;
+        const completion *c = (const completion *)item;
+        bool has_token = c->n_generated > c->n_delivered; /* events are taken after every step */
+        if (s->evict_always ? has_token : test_rng_below(rng, 4) == 0) {
+            sched_preempt(&e->sched, item);
+        }
+    }
+    uint32_t keep = s->evict_always ? 0 : (uint32_t)test_rng_below(rng, 6);
+    while (cache_evict_one(e->kv, keep) && (s->evict_always || test_rng_below(rng, 3))) {}
+    pthread_mutex_unlock(&e->lock);
+}
+
+static void run_schedule(test_rng *rng, perch_engine *e, const schedule *s, uint32_t vocab) {
+    for (uint32_t i = 0; i < s->n_actions; i++) {
+        for (uint64_t n = test_rng_below(rng, 3); n > 0; n--) {
+            random_action(rng, e, vocab);
+        }
+        if (test_rng_below(rng, 100) < s->cancel_percent && h.n_ops) {
+            const op *o = &h.ops[test_rng_below(rng, h.n_ops)];
+            perch_status status = o->request ? perch_cancel(e, o->request, NULL) : PERCH_OK;
+            CU_ASSERT_TRUE(status == PERCH_OK || status == PERCH_E_NOT_FOUND);
+        }
+        step(e);
+        if (s->evict_always || test_rng_below(rng, 100) < s->evict_percent) {
+            disturb(rng, e, s);
+        }
+        take_events(e, false);
+    }
+    for (uint32_t i = 0; i < 100000 && step(e); i++) {
+        if (s->evict_always) {
+            disturb(rng, e, s);
+        }
+        take_events(e, false);
+    }
+}
+
+/* -------------------------------------------------------------------- replay -- */
+
+static void replay_turn(perch_engine *e, op *o) {
+    uint32_t n_longest = 0;
+    for (uint32_t i = 0; i < o->n_completions; i++) {
+        n_longest = o->n_generated[i] > n_longest ? o->n_generated[i] : n_longest;
+    }
+    bool only_prompt = o->cut_short && n_longest == 0;
+    if (only_prompt && !(o->flags & PERCH_REQUEST_PROMPT_LOGPROBS)) {
+        CU_ASSERT_EQUAL(perch_sequence_append(e, h.ids[o->sequence], o->tokens, o->n_tokens, NULL), PERCH_OK);
+        return;
+    }
+    op again = *o;
+    again.max_tokens = o->cut_short ? n_longest : o->max_tokens;
+    again.n_completions = only_prompt ? 1 : o->n_completions;
+    perch_request q;
+    perch_event ev;
+    perch_error err;
+    uint32_t n_done = 0, at[MAX_COMPLETIONS] = {0};
+    fill_request(e, &q, &again);
+    q.user_data = (uint64_t)(o - h.ops);
+    if (!CHECK_MSG(perch_submit(e, &q, NULL, &err) == PERCH_OK, "%s", err.message)) {
+        return;
+    }
+    perch_event_init(&ev, sizeof ev);
+    while (n_done < again.n_completions && step(e)) {
+        while (perch_next(e, &ev, 0, NULL) == PERCH_OK) {
+            for (size_t i = 0; i < ev.n_tokens; i++) {
+                uint32_t k = at[ev.completion]++;
+                bool same = k >= o->n_generated[ev.completion] || o->generated[ev.completion][k] == ev.tokens[i];
+                CHECK_MSG(same, "operation %u: token %u differs", (unsigned)(o - h.ops), k);
+            }
+            n_done += ev.type == PERCH_EVENT_DONE;
+        }
+    }
+    for (uint32_t i = 0; i < o->n_completions; i++) {
+        CU_ASSERT_TRUE(at[i] >= o->n_generated[i]);
+    }
+    perch_event_clear(&ev);
+    /* what was cut short at different lengths goes on from where it was */
+    if (o->cut_short && o->n_generated[0] < at[0]) {
+        uint32_t length = length_of(e, o->sequence);
+        CU_ASSERT_EQUAL(perch_sequence_rewind(e, h.ids[o->sequence], length - (at[0] - o->n_generated[0]), NULL),
+                        PERCH_OK);
+    }
+}
+
+static void replay(perch_engine *e) {
+    uint32_t n_opened = h.n_sequences;
+    bool forked[MAX_SEQUENCES] = {false};
+    for (uint32_t i = 0; i < h.n_ops; i++) {
+        forked[h.ops[i].child] |= h.ops[i].kind == OP_FORK;
+    }
+    for (uint32_t i = 0; i < n_opened; i++) {
+        if (!forked[i]) {
+            CU_ASSERT_EQUAL(perch_sequence_open(e, &h.ids[i], NULL), PERCH_OK);
+        }
+    }
+    for (uint32_t i = 0; i < h.n_ops; i++) {
+        op *o = &h.ops[i];
+        perch_sequence_id id = h.ids[o->sequence];
+        if (o->kind == OP_TURN) {
+            replay_turn(e, o);
+        } else if (o->kind == OP_APPEND) {
+            CU_ASSERT_EQUAL(perch_sequence_append(e, id, o->tokens, o->n_tokens, NULL), PERCH_OK);
+        } else if (o->kind == OP_REWIND) {
+            CU_ASSERT_EQUAL(perch_sequence_rewind(e, id, o->n_tokens, NULL), PERCH_OK);
+        } else {
+            CU_ASSERT_EQUAL(perch_sequence_fork(e, id, o->n_tokens, &h.ids[o->child], NULL), PERCH_OK);
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------- test -- */
+
+typedef struct totals {
+    uint64_t n_schedules, n_rows, n_evictions, n_preemptions, n_partial_hits, n_misses, n_hits, n_copied;
+} totals;
+
+static perch_engine *open_stepped(const perch_options *options, uint32_t *vocab) {
+    perch_engine *e = NULL;
+    perch_error err;
+    if (CHECK_MSG(engine_open(options, false, &e, &err) == PERCH_OK, "%s", err.message)) {
+        e->tap = tap;
+        e->tap_user = vocab;
+    }
+    return e;
+}
+
+static void check_one(uint64_t seed, totals *t) {
+    test_rng rng = {seed};
+    schedule s = random_schedule(&rng);
+    uint32_t vocab = !strcmp(s.model_name, "wide") ? vocab_of_wide : vocab_of_small;
+    memset(&map, 0, sizeof map);
+    memset(&h, 0, sizeof h);
+    choose_pool(&rng, &s.options);
+    perch_engine *e = open_stepped(&s.options, &vocab);
+    if (!e) {
+        return;
+    }
+    run_schedule(&rng, e, &s, vocab);
+    for (uint32_t i = 0; i < h.n_sequences; i++) {
+        CHECK_MSG(!h.busy[i], "sequence %u never came to its end", i);
+    }
+    const char *broken = cache_check(e->kv);
+    CHECK_MSG(!broken, "%s", broken);
+    perch_stats stats = {.struct_size = sizeof stats};
+    CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(stats.pages_live, 0);
+    perch_engine_destroy(e);
+
+    perch_options whole = s.options;
+    whole.cache_bytes = 0;
+    whole.cache_max_entry_count = MAX_SEQUENCES + 4;
+    whole.threads = 1;
+    whole.max_batch_size = MAX_COMPLETIONS;
+    whole.max_step_tokens = 256;
+    whole.prefill_reserve = 200;
+    map.checking = true;
+    e = open_stepped(&whole, &vocab);
+    if (e) {
+        replay(e);
+        CHECK_MSG(!map.broken, "logits differ");
+        CHECK_MSG(map.n_checked == map.n, "%u rows of logits were computed, %u replayed", map.n, map.n_checked);
+        perch_stats alone = {.struct_size = sizeof alone};
+        CU_ASSERT_EQUAL(perch_engine_stats(e, &alone, NULL), PERCH_OK);
+        CU_ASSERT_EQUAL(alone.evictions, 0);
+    }
+    perch_engine_destroy(e);
+    t->n_schedules++;
+    t->n_rows += map.n;
+    t->n_evictions += stats.evictions;
+    t->n_preemptions += stats.preemptions;
+    t->n_hits += stats.hits;
+    t->n_partial_hits += stats.partial_hits;
+    t->n_misses += stats.misses;
+    t->n_copied += stats.copied_pages;
+}
+
+static void logits_are_the_same_bits_whatever_was_evicted(void) {
+    totals t = {0};
+    uint64_t seed = test_seed(1), n = test_scaled(3000);
+    for (uint64_t i = 0; i < n; i++) {
+        check_one(seed + i, &t);
+        if (CU_get_number_of_failures() > 0) {
+            CHECK_MSG(false, "PERCH_TEST_SEED=%llu PERCH_TEST_SCALE=0.001", (unsigned long long)(seed + i));
+            return;
+        }
+    }
+    printf(
+        "  %llu schedules, %llu rows of logits; %llu evictions, %llu preemptions, %llu hits, %llu partial hits, %llu "
+        "misses, %llu pages copied\n",
+        (unsigned long long)t.n_schedules, (unsigned long long)t.n_rows, (unsigned long long)t.n_evictions,
+        (unsigned long long)t.n_preemptions, (unsigned long long)t.n_hits, (unsigned long long)t.n_partial_hits,
+        (unsigned long long)t.n_misses, (unsigned long long)t.n_copied);
+    /* the schedules are worth something only if these things happen in them */
+    CU_ASSERT_TRUE(t.n_evictions > n && t.n_preemptions > n && t.n_hits > n);
+    CU_ASSERT_TRUE(n < 100 || (t.n_partial_hits > 0 && t.n_misses > 0 && t.n_copied > 0));
+}
+
+int main(int argc, char **argv) {
+    static const test_case tests[] = {
+        {"logits_are_the_same_bits_whatever_was_evicted", logits_are_the_same_bits_whatever_was_evicted},
+    };
+    return test_main("eviction_test", tests, sizeof tests / sizeof *tests, argc, argv);
+}
