@@ -31,7 +31,7 @@ typedef struct model_config {
     uint32_t hidden_size;
     uint32_t intermediate_size;
     uint32_t vocab_size;
-    uint32_t max_positions;
+    uint32_t max_positions; /* max_position_embeddings, stretched where RoPE scaling extends it: what a text may reach */
     float rms_eps;
     rope_config rope;
     bool attention_bias; /* q, k, v have biases (Qwen2; Llama with attention_bias also has one on o) */

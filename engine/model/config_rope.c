@@ -159,6 +159,18 @@ static bool same_rope(const rope_config *a, const rope_config *b) {
            same_real(a->attention_factor, b->attention_factor);
 }
 
+/*
+ * How long a text may be. Where max_position_embeddings states the length before scaling, the factor is still to come: always
+ * for linear and dynamic, and for yarn where the original length times the factor is more. Llama 3 states the length after it.
+ */
+static void stretch_positions(model_config *out) {
+    const rope_config *rope = &out->rope;
+    double n = out->max_positions;
+    n = rope->kind == ROPE_LINEAR || rope->kind == ROPE_DYNAMIC ? fmax(n, n * rope->factor) : n;
+    n = rope->kind == ROPE_YARN ? fmax(n, rope->original_max_positions * rope->factor) : n;
+    out->max_positions = (uint32_t)fmin(n, CONFIG_MAX_POSITIONS);
+}
+
 perch_status config_rope_read(const fields *root, model_config *out) {
     static const char *const keys[] = {"rope_parameters", "rope_scaling"};
     rope_config unscaled = {.kind = ROPE_NONE, .theta = 10000, .factor = 1, .attention_factor = 1};
@@ -189,5 +201,6 @@ perch_status config_rope_read(const fields *root, model_config *out) {
         out->rope = rope;
         found = true;
     }
+    stretch_positions(out);
     return PERCH_OK;
 }
