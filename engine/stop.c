@@ -19,6 +19,7 @@ typedef struct stop_pattern {
 struct stop_matcher {
     size_t n_bytes; /* of the whole block */
     size_t n_patterns;
+    size_t total; /* length of all patterns together */
     uint64_t n_safe;
     uint64_t n_pushed;
     bool matched;
@@ -28,13 +29,7 @@ struct stop_matcher {
 /* borders[i]: length of the longest proper border (prefix that is also a suffix) of the pattern's first i + 1 bytes. */
 static uint16_t *borders_of(stop_matcher *m) { return (uint16_t *)(void *)(m->patterns + m->n_patterns); }
 
-static size_t total_of(const stop_matcher *m) {
-    size_t total = 0;
-    for (size_t i = 0; i < m->n_patterns; i++) {
-        total += m->patterns[i].n;
-    }
-    return total;
-}
+static char *text_of(stop_matcher *m) { return (char *)(borders_of(m) + m->total); }
 
 static void find_borders(const char *text, uint32_t n, uint16_t *borders) {
     uint32_t matched = 0;
@@ -69,8 +64,9 @@ perch_status stop_matcher_create(const char *const *strings, size_t n, stop_matc
     }
     m->n_bytes = bytes;
     m->n_patterns = n;
+    m->total = total;
     uint16_t *borders = borders_of(m);
-    char *text = (char *)(borders + total);
+    char *text = text_of(m);
     size_t first = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t length = (uint32_t)strlen(strings[i]);
@@ -96,7 +92,7 @@ perch_status stop_matcher_clone(const stop_matcher *m, stop_matcher **out, perch
 
 bool stop_matcher_push(stop_matcher *m, const char *bytes, size_t n) {
     uint16_t *borders = borders_of(m);
-    const char *text = (const char *)(borders + total_of(m));
+    const char *text = text_of(m);
     for (size_t at = 0; at < n && !m->matched; at++) {
         uint32_t held = 0, longest_match = 0;
         for (size_t i = 0; i < m->n_patterns; i++) {
