@@ -28,28 +28,15 @@ typedef struct queries {
     size_t end[CPU_QUERIES];
 } queries;
 
-static size_t min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
-static size_t max_size(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
+static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
-static size_t query_token(const queries *q, size_t i)
-{
-    return q->first_token + (q->first + i) / q->n_group;
-}
+static size_t query_token(const queries *q, size_t i) { return q->first_token + (q->first + i) / q->n_group; }
 
-static size_t query_head(const queries *q, size_t i)
-{
-    return q->kv_head * q->n_group + (q->first + i) % q->n_group;
-}
+static size_t query_head(const queries *q, size_t i) { return q->kv_head * q->n_group + (q->first + i) % q->n_group; }
 
-static void queries_load(queries *q)
-{
+static void queries_load(queries *q) {
     const cpu_attention *in = q->in;
     size_t head_dim = in->shape->layout.head_dim;
     q->n_words = in->bf16 ? head_dim / 2 : head_dim;
@@ -75,8 +62,7 @@ static void queries_load(queries *q)
  * scores[i][0..63] = q_i · K for queries [i0, i1). tiles: the block's K; those behind the last one seen repeat it, since there
  * may be no memory: what comes of them is not used.
  */
-static void block_scores(const queries *q, size_t i0, size_t i1, const uint8_t *const *tiles)
-{
+static void block_scores(const queries *q, size_t i0, size_t i1, const uint8_t *const *tiles) {
     for (size_t i = i0; i < i1; i += TILE_M) {
         for (size_t p = 0; p < CPU_KV_BLOCK; p += TILE_N * VL) {
             const uint32_t *b[TILE_N];
@@ -94,8 +80,7 @@ static void block_scores(const queries *q, size_t i0, size_t i1, const uint8_t *
  * Turns query i's scores of places [begin, end) of a block into weights relative to the new maximum, 0 elsewhere, and
  * brings its sum and its outputs to that maximum.
  */
-static void block_softmax(queries *q, size_t i, size_t begin, size_t end)
-{
+static void block_softmax(queries *q, size_t i, size_t begin, size_t end) {
     float *s = q->scratch->scores + i * CPU_KV_BLOCK;
     for (size_t j = 0; j < CPU_KV_BLOCK; j += VL) {
         vf_store(s + j, vf_mul(vf_load(s + j), vf_set1(q->in->shape->scale)));
@@ -129,9 +114,8 @@ static void block_softmax(queries *q, size_t i, size_t begin, size_t end)
 }
 
 /* outputs[i][d..] += Σ_j weight[i][j] V[j][d..] for n_m queries from i, places j0..j1-1, n_v vectors or the `lanes` last. */
-ALWAYS_INLINE void values_body(const size_t n_m, const size_t n_v, const bool bf16, const queries *q, size_t i, size_t d,
-                               size_t lanes, const uint8_t *const *tiles, size_t j0, size_t j1)
-{
+ALWAYS_INLINE void values_body(const size_t n_m, const size_t n_v, const bool bf16, const queries *q, size_t i,
+                               size_t d, size_t lanes, const uint8_t *const *tiles, size_t j0, size_t j1) {
     size_t head_dim = q->in->shape->layout.head_dim;
     const float *weights = q->scratch->scores + i * CPU_KV_BLOCK;
     float *out = q->scratch->outputs + i * CPU_MAX_HEAD_DIM + d;
@@ -182,8 +166,7 @@ ALWAYS_INLINE void values_body(const size_t n_m, const size_t n_v, const bool bf
         break
 
 ALWAYS_INLINE void values_sized(size_t n_m, const bool bf16, const queries *q, size_t i, const uint8_t *const *tiles,
-                                size_t j0, size_t j1)
-{
+                                size_t j0, size_t j1) {
     size_t head_dim = q->in->shape->layout.head_dim;
     size_t d = 0;
     switch (n_m) {
@@ -200,8 +183,7 @@ ALWAYS_INLINE void values_sized(size_t n_m, const bool bf16, const queries *q, s
     }
 }
 
-static void values(size_t n_m, const queries *q, size_t i, const uint8_t *const *tiles, size_t j0, size_t j1)
-{
+static void values(size_t n_m, const queries *q, size_t i, const uint8_t *const *tiles, size_t j0, size_t j1) {
     if (j0 >= j1) {
         return;
     }
@@ -216,8 +198,7 @@ static void values(size_t n_m, const queries *q, size_t i, const uint8_t *const 
  * Adds the values of a block to the outputs of queries [i, i + n). Together only over the places that all of them see: a
  * weight of 0 would not keep out a NaN in a value that a query must not see.
  */
-static void block_values(const queries *q, size_t i, size_t n, size_t block, const uint8_t *const *tiles)
-{
+static void block_values(const queries *q, size_t i, size_t n, size_t block, const uint8_t *const *tiles) {
     size_t first = max_size(q->begin[i + n - 1], block);
     size_t last = min_size(q->end[i], block + CPU_KV_BLOCK);
     bool shared = first < last;
@@ -235,8 +216,7 @@ static void block_values(const queries *q, size_t i, size_t n, size_t block, con
     }
 }
 
-static void queries_block(queries *q, size_t block)
-{
+static void queries_block(queries *q, size_t block) {
     size_t i0 = 0;
     size_t i1 = q->n;
     while (i0 < q->n && q->end[i0] <= block) {
@@ -267,8 +247,7 @@ static void queries_block(queries *q, size_t block)
     }
 }
 
-static void queries_store(const queries *q)
-{
+static void queries_store(const queries *q) {
     const cpu_attention *in = q->in;
     size_t head_dim = in->shape->layout.head_dim;
     for (size_t i = 0; i < q->n; i++) {
@@ -285,8 +264,8 @@ static void queries_store(const queries *q)
     }
 }
 
-static void isa_attention(const cpu_attention *attention, uint32_t kv_head, size_t t0, size_t t1, cpu_scratch *scratch)
-{
+static void isa_attention(const cpu_attention *attention, uint32_t kv_head, size_t t0, size_t t1,
+                          cpu_scratch *scratch) {
     size_t n_group = attention->shape->n_heads / attention->shape->layout.n_kv_heads;
     for (size_t t = t0; t < t1;) {
         const kernels_row *row = &attention->batch->rows[attention->batch->token_row[t]];
@@ -301,7 +280,8 @@ static void isa_attention(const cpu_attention *attention, uint32_t kv_head, size
                          .n_group = n_group,
                          .scratch = scratch};
             queries_load(&q);
-            for (size_t block = q.begin[0] / CPU_KV_BLOCK * CPU_KV_BLOCK; block < q.end[q.n - 1]; block += CPU_KV_BLOCK) {
+            for (size_t block = q.begin[0] / CPU_KV_BLOCK * CPU_KV_BLOCK; block < q.end[q.n - 1];
+                 block += CPU_KV_BLOCK) {
                 queries_block(&q, block);
             }
             queries_store(&q);

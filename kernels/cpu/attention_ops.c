@@ -21,8 +21,7 @@ typedef struct rope_job {
 } rope_job;
 
 /* x[i], x[i + D/2] = the pair rotated by angle i. rotation: [D/2][2] (cos, sin). */
-static void rotate(float *x, const float *rotation, size_t head_dim)
-{
+static void rotate(float *x, const float *rotation, size_t head_dim) {
     size_t half = head_dim / 2;
     for (size_t i = 0; i < half; i++) {
         float cosine = rotation[2 * i];
@@ -34,8 +33,7 @@ static void rotate(float *x, const float *rotation, size_t head_dim)
     }
 }
 
-static void store_kv(const rope_job *job, uint8_t *tile, size_t slot, const float *k, const float *v)
-{
+static void store_kv(const rope_job *job, uint8_t *tile, size_t slot, const float *k, const float *v) {
     size_t head_dim = job->shape->layout.head_dim;
     size_t values = (KV_GROUP_TOKENS + slot) * head_dim;
     if (job->bf16) {
@@ -53,8 +51,7 @@ static void store_kv(const rope_job *job, uint8_t *tile, size_t slot, const floa
     }
 }
 
-static void rope_token(const rope_job *job, size_t t)
-{
+static void rope_token(const rope_job *job, size_t t) {
     const kernels_attention *shape = job->shape;
     const kernels_row *row = &job->batch->rows[job->batch->token_row[t]];
     size_t head_dim = shape->layout.head_dim;
@@ -73,8 +70,7 @@ static void rope_token(const rope_job *job, size_t t)
     }
 }
 
-static void rope_task(void *context, size_t task, uint32_t thread)
-{
+static void rope_task(void *context, size_t task, uint32_t thread) {
     (void)thread;
     const rope_job *job = context;
     size_t end = (task + 1) * job->tokens_per_task;
@@ -83,9 +79,9 @@ static void rope_task(void *context, size_t task, uint32_t thread)
     }
 }
 
-static void check_shape(const kernels_device *device, const kernels_attention *shape)
-{
-    assert(shape->layout.head_dim >= 2 && shape->layout.head_dim <= CPU_MAX_HEAD_DIM && shape->layout.head_dim % 2 == 0);
+static void check_shape(const kernels_device *device, const kernels_attention *shape) {
+    assert(shape->layout.head_dim >= 2 && shape->layout.head_dim <= CPU_MAX_HEAD_DIM &&
+           shape->layout.head_dim % 2 == 0);
     assert(shape->layout.n_kv_heads > 0 && shape->n_heads % shape->layout.n_kv_heads == 0);
     assert(shape->layout.element_bytes == cpu_element_bytes(device));
     (void)device;
@@ -93,8 +89,7 @@ static void check_shape(const kernels_device *device, const kernels_attention *s
 }
 
 perch_status cpu_rope_write(kernels_device *device, const kernels_batch *batch, const kernels_attention *attention,
-                            const float *table, void *qkv, perch_error *err)
-{
+                            const float *table, void *qkv, perch_error *err) {
     (void)err;
     check_shape(device, attention);
     size_t stride = (size_t)(attention->n_heads + 2 * attention->layout.n_kv_heads) * attention->layout.head_dim;
@@ -120,8 +115,7 @@ typedef struct attention_job {
 } attention_job;
 
 /* The last tokens first: they see the most, and what is begun last should be short. */
-static void attention_task(void *context, size_t task, uint32_t thread)
-{
+static void attention_task(void *context, size_t task, uint32_t thread) {
     const attention_job *job = context;
     size_t n_kv_heads = job->attention.shape->layout.n_kv_heads;
     size_t n_tokens = job->attention.batch->n_tokens;
@@ -131,8 +125,7 @@ static void attention_task(void *context, size_t task, uint32_t thread)
 }
 
 /* Multiply-adds of all tokens and heads, about: two for each position seen and element. */
-static size_t attention_work(const kernels_batch *batch, const kernels_attention *shape)
-{
+static size_t attention_work(const kernels_batch *batch, const kernels_attention *shape) {
     size_t seen = 0;
     for (size_t r = 0; r < batch->n_rows; r++) {
         const kernels_row *row = &batch->rows[r];
@@ -144,8 +137,7 @@ static size_t attention_work(const kernels_batch *batch, const kernels_attention
 }
 
 perch_status cpu_run_attention(kernels_device *device, const kernels_batch *batch, const kernels_attention *attention,
-                               const void *qkv, void *out, perch_error *err)
-{
+                               const void *qkv, void *out, perch_error *err) {
     (void)err;
     check_shape(device, attention);
     size_t n_kv_heads = attention->layout.n_kv_heads;

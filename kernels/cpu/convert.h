@@ -7,28 +7,22 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t f32_bits(float x)
-{
+static inline uint32_t f32_bits(float x) {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
     return u;
 }
 
-static inline float f32_from_bits(uint32_t u)
-{
+static inline float f32_from_bits(uint32_t u) {
     float x;
     memcpy(&x, &u, sizeof x);
     return x;
 }
 
-static inline float bf16_to_f32(uint16_t h)
-{
-    return f32_from_bits((uint32_t)h << 16);
-}
+static inline float bf16_to_f32(uint16_t h) { return f32_from_bits((uint32_t)h << 16); }
 
 /* To nearest, ties to even; a value past the largest becomes infinity; a NaN stays one, quiet, its sign kept. */
-static inline uint16_t f32_to_bf16(float x)
-{
+static inline uint16_t f32_to_bf16(float x) {
     uint32_t u = f32_bits(x);
     if ((u & 0x7fffffffu) > 0x7f800000u) {
         return (uint16_t)((u >> 16) | 0x40u);
@@ -37,8 +31,7 @@ static inline uint16_t f32_to_bf16(float x)
 }
 
 /* Exact. A NaN keeps its payload and becomes quiet. */
-static inline float f16_to_f32(uint16_t h)
-{
+static inline float f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     uint32_t exponent = (h >> 10) & 0x1fu;
     uint32_t mantissa = h & 0x3ffu;

@@ -10,8 +10,7 @@
 
 #define MAX_THREADS 1024u
 
-static void cpu_close(kernels_device *device)
-{
+static void cpu_close(kernels_device *device) {
     if (device == NULL) {
         return;
     }
@@ -24,8 +23,7 @@ static void cpu_close(kernels_device *device)
     free(device);
 }
 
-static perch_status cpu_open(const kernels_config *config, kernels_device **out, perch_error *err)
-{
+static perch_status cpu_open(const kernels_config *config, kernels_device **out, perch_error *err) {
     *out = NULL;
     if (config->dtype != KERNELS_F32 && config->dtype != KERNELS_BF16) {
         return err_set(err, PERCH_E_UNSUPPORTED, "the cpu backend computes in f32 or bf16 only");
@@ -52,7 +50,8 @@ static perch_status cpu_open(const kernels_config *config, kernels_device **out,
     }
     memset(device->scratch, 0, device->n_threads * sizeof *device->scratch);
     if (device->bf16) {
-        status = cpu_region_open(CPU_ROUNDED_BYTES, false, "the matrix products' rounded inputs", &device->rounded, err);
+        status =
+            cpu_region_open(CPU_ROUNDED_BYTES, false, "the matrix products' rounded inputs", &device->rounded, err);
         if (status != PERCH_OK) {
             goto fail;
         }
@@ -70,19 +69,14 @@ fail:
     return status;
 }
 
-static const char *cpu_describe(const kernels_device *device)
-{
-    return device->description;
-}
+static const char *cpu_describe(const kernels_device *device) { return device->description; }
 
-static size_t cpu_act_bytes(const kernels_device *device)
-{
+static size_t cpu_act_bytes(const kernels_device *device) {
     (void)device; /* f32 with either type: what is between the matrix products is not rounded */
     return sizeof(float);
 }
 
-static perch_status cpu_free_bytes(kernels_device *device, uint64_t *out, perch_error *err)
-{
+static perch_status cpu_free_bytes(kernels_device *device, uint64_t *out, perch_error *err) {
     (void)device;
     return cpu_free_bytes_under("", out, err);
 }
@@ -118,7 +112,4 @@ static const kernels_backend backend = {
     .gather = cpu_gather,
 };
 
-const kernels_backend *kernels_cpu(void)
-{
-    return &backend;
-}
+const kernels_backend *kernels_cpu(void) { return &backend; }

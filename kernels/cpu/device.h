@@ -61,8 +61,7 @@ struct kernels_device {
     char description[64];
 };
 
-static inline size_t cpu_element_bytes(const kernels_device *device)
-{
+static inline size_t cpu_element_bytes(const kernels_device *device) {
     return device->bf16 ? sizeof(uint16_t) : sizeof(float);
 }
 

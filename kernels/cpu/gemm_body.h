@@ -22,8 +22,7 @@
  */
 ALWAYS_INLINE void tile_body(const size_t n_m, const bool bf16, float *sums, size_t sums_stride, bool fresh,
                              const uint32_t *x, size_t x_stride, const uint32_t *const *b, size_t b_stride,
-                             size_t n_words)
-{
+                             size_t n_words) {
     vf sum[TILE_M][TILE_N];
     for (size_t m = 0; m < n_m; m++) {
         for (size_t v = 0; v < TILE_N; v++) {
@@ -38,8 +37,8 @@ ALWAYS_INLINE void tile_body(const size_t n_m, const bool bf16, float *sums, siz
         for (size_t m = 0; m < n_m; m++) {
             vu input = vu_set1(x[m * x_stride + k]);
             for (size_t v = 0; v < TILE_N; v++) {
-                sum[m][v] = bf16 ? vf_dot2(sum[m][v], w[v], input)
-                                 : vf_fma(vf_from_bits(w[v]), vf_from_bits(input), sum[m][v]);
+                sum[m][v] =
+                    bf16 ? vf_dot2(sum[m][v], w[v], input) : vf_fma(vf_from_bits(w[v]), vf_from_bits(input), sum[m][v]);
             }
         }
     }
@@ -52,14 +51,13 @@ ALWAYS_INLINE void tile_body(const size_t n_m, const bool bf16, float *sums, siz
 
 #define TILE_CASE(n)                                                                                                   \
     case n:                                                                                                            \
-        tile_body(n, bf16, sums, sums_stride, fresh, x, x_stride, b, b_stride, n_words);                              \
+        tile_body(n, bf16, sums, sums_stride, fresh, x, x_stride, b, b_stride, n_words);                               \
         break
 
 /* tile_body with its constants, so that sums stay in registers. n_m in 1..TILE_M. */
 ALWAYS_INLINE void tile_sized(size_t n_m, const bool bf16, float *sums, size_t sums_stride, bool fresh,
                               const uint32_t *x, size_t x_stride, const uint32_t *const *b, size_t b_stride,
-                              size_t n_words)
-{
+                              size_t n_words) {
     switch (n_m) {
         TILE_CASE(1);
         TILE_CASE(2);
@@ -74,9 +72,8 @@ ALWAYS_INLINE void tile_sized(size_t n_m, const bool bf16, float *sums, size_t s
     }
 }
 
-static void tile(size_t n_m, bool bf16, float *sums, size_t sums_stride, bool fresh, const uint32_t *x,
-                 size_t x_stride, const uint32_t *const *b, size_t b_stride, size_t n_words)
-{
+static void tile(size_t n_m, bool bf16, float *sums, size_t sums_stride, bool fresh, const uint32_t *x, size_t x_stride,
+                 const uint32_t *const *b, size_t b_stride, size_t n_words) {
     if (bf16) {
         tile_sized(n_m, true, sums, sums_stride, fresh, x, x_stride, b, b_stride, n_words);
     } else {
@@ -85,8 +82,7 @@ static void tile(size_t n_m, bool bf16, float *sums, size_t sums_stride, bool fr
 }
 
 /* y = (accumulate ? y : 0) + (sums + bias), n outputs of one token. */
-static void gemm_store(const cpu_gemm *gemm, const float *sums, size_t first, size_t n, float *y)
-{
+static void gemm_store(const cpu_gemm *gemm, const float *sums, size_t first, size_t n, float *y) {
     for (size_t i = 0; i < n; i += VL) {
         size_t lanes = n - i < VL ? n - i : VL;
         vf sum = vf_load(sums + i); /* whole: a panel is padded */
@@ -104,8 +100,7 @@ static void gemm_store(const cpu_gemm *gemm, const float *sums, size_t first, si
     }
 }
 
-static void isa_gemm(const cpu_gemm *gemm, size_t panel, size_t t0, size_t t1, cpu_scratch *scratch)
-{
+static void isa_gemm(const cpu_gemm *gemm, size_t panel, size_t t0, size_t t1, cpu_scratch *scratch) {
     const uint32_t *weights = gemm->panels + panel * gemm->n_words * CPU_PANEL;
     for (size_t k0 = 0; k0 < gemm->n_words; k0 += K_BLOCK) {
         size_t n_words = gemm->n_words - k0 < K_BLOCK ? gemm->n_words - k0 : K_BLOCK;

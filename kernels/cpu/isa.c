@@ -3,8 +3,7 @@
 
 #include <string.h>
 
-static bool have_avx512(void)
-{
+static bool have_avx512(void) {
 #if defined(PERCH_CPU_X86)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -13,8 +12,7 @@ static bool have_avx512(void)
 #endif
 }
 
-static bool have_avx512bf16(void)
-{
+static bool have_avx512bf16(void) {
 #if defined(PERCH_CPU_X86)
     return have_avx512() && __builtin_cpu_supports("avx512bf16");
 #else
@@ -22,8 +20,7 @@ static bool have_avx512bf16(void)
 #endif
 }
 
-perch_status cpu_isa_find(const char *name, bool bf16, const cpu_isa **out, perch_error *err)
-{
+perch_status cpu_isa_find(const char *name, bool bf16, const cpu_isa **out, perch_error *err) {
     const struct {
         const cpu_isa *isa;
         const char *name;
@@ -40,7 +37,8 @@ perch_status cpu_isa_find(const char *name, bool bf16, const cpu_isa **out, perc
         {&cpu_isa_scalar, "scalar", true, true},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
-        bool wanted = name != NULL ? strcmp(name, known[i].name) == 0 : known[i].usable && (bf16 || known[i].best_for_f32);
+        bool wanted =
+            name != NULL ? strcmp(name, known[i].name) == 0 : known[i].usable && (bf16 || known[i].best_for_f32);
         if (wanted && known[i].usable) {
             *out = known[i].isa;
             return PERCH_OK;

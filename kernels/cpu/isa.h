@@ -34,7 +34,7 @@ typedef struct cpu_gemm {
     size_t n_words;         /* along K */
     const uint32_t *x;      /* [n_tokens], rows x_stride words apart */
     size_t x_stride;
-    float *y;          /* [n_tokens][n_out] */
+    float *y; /* [n_tokens][n_out] */
     size_t n_out;
     const float *bias; /* [n_out] or NULL */
     bool accumulate;   /* y += */
@@ -67,14 +67,13 @@ typedef struct cpu_isa {
  * K in a KV group's run of 16×D elements: words [word of D][16 tokens], the same as a panel; V: rows [16 tokens][D]. Where
  * the element (token, d) of K lies, counted in elements.
  */
-static inline size_t cpu_k_element(size_t token, size_t d, bool bf16)
-{
+static inline size_t cpu_k_element(size_t token, size_t d, bool bf16) {
     return bf16 ? (d / 2 * KV_GROUP_TOKENS + token) * 2 + d % 2 : d * KV_GROUP_TOKENS + token;
 }
 
 /* Where K of (layer, kv head) of group g begins. V is 16 * head_dim elements behind. */
-static inline uint8_t *cpu_kv_tile(const kv_view *view, const kv_layout *layout, uint32_t layer, uint32_t kv_head, size_t g)
-{
+static inline uint8_t *cpu_kv_tile(const kv_view *view, const kv_layout *layout, uint32_t layer, uint32_t kv_head,
+                                   size_t g) {
     size_t tile_bytes = (size_t)2 * KV_GROUP_TOKENS * layout->head_dim * layout->element_bytes;
     uint8_t *group = view->blocks != NULL ? view->blocks[g] : view->base + g * layout->group_bytes;
     return group + ((size_t)layer * layout->n_kv_heads + kv_head) * tile_bytes;

@@ -16,23 +16,23 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 /* Areas that the rest of the process may come to need beside those it has: threads' stacks, buffers, the host's own. */
 #define SPARE_AREAS 4096u
 #define COPY_BYTES ((size_t)256 << 10)
+#define ALLOCATE_BYTES ((size_t)64 << 20)
 /* Slots begin at a multiple of this, so that huge pages can serve them. */
 #define SLOT_ALIGNMENT ((size_t)2 << 20)
 
-uint64_t cpu_kv_page_granularity(const kernels_device *device)
-{
+uint64_t cpu_kv_page_granularity(const kernels_device *device) {
     (void)device;
     return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 /* vm.max_map_count less the areas this process has. Where the kernel does not say: no limit. */
-static uint64_t areas_left(uint64_t *allowed)
-{
+static uint64_t areas_left(uint64_t *allowed) {
     *allowed = UINT64_MAX;
     FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
     if (file == NULL) {
@@ -54,8 +54,7 @@ static uint64_t areas_left(uint64_t *allowed)
 }
 
 static perch_status check_shape(uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots, uint32_t pages_per_slot,
-                                perch_error *err)
-{
+                                perch_error *err) {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     if (page_bytes == 0 || page_bytes % page != 0) {
         return err_set(err, PERCH_E_INVALID, "page_bytes = %" PRIu64 " is no multiple of the system's page, %" PRIu64,
@@ -78,12 +77,25 @@ static perch_status check_shape(uint64_t page_bytes, uint32_t n_pages, uint32_t 
     return PERCH_OK;
 }
 
-/* The physical memory: n_pages * page_bytes, taken now (docs/adr/0012). */
-static perch_status open_pages(cpu_kv *kv, size_t bytes, perch_error *err)
-{
-    if (bytes > INT64_MAX) {
-        return err_set(err, PERCH_E_NO_ROOM, "%zu bytes of KV memory are more than a file can have", bytes);
+/* Whether the memory is there and a file may be that large; found out before, since the kernel answers with a signal. */
+static perch_status check_room(size_t bytes, perch_error *err) {
+    struct rlimit limit;
+    if (bytes > INT64_MAX ||
+        (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && bytes > limit.rlim_cur)) {
+        return err_set(err, PERCH_E_NO_ROOM, "%zu bytes of KV memory are more than a file may have (RLIMIT_FSIZE)",
+                       bytes);
     }
+    uint64_t left;
+    perch_status status = cpu_free_bytes_under("", &left, err);
+    if (status == PERCH_OK && bytes > left) {
+        status = err_set(err, PERCH_E_NO_ROOM, "%zu bytes of KV memory do not fit into the %" PRIu64 " that are free",
+                         bytes, left);
+    }
+    return status;
+}
+
+/* The physical memory: n_pages * page_bytes, taken now (docs/adr/0012). */
+static perch_status open_pages(cpu_kv *kv, size_t bytes, perch_error *err) {
     kv->fd = memfd_create("perch-kv", MFD_CLOEXEC);
     if (kv->fd < 0) {
         return err_set(err, PERCH_E_DEVICE, "can't create the memfd of the KV memory: %s", strerror(errno));
@@ -91,18 +103,18 @@ static perch_status open_pages(cpu_kv *kv, size_t bytes, perch_error *err)
     if (ftruncate(kv->fd, (off_t)bytes) != 0) {
         return err_set(err, PERCH_E_NO_ROOM, "can't set the KV memory's size to %zu bytes: %s", bytes, strerror(errno));
     }
-    int failure;
-    do {
-        failure = fallocate(kv->fd, 0, 0, (off_t)bytes) == 0 ? 0 : errno;
-    } while (failure == EINTR);
-    if (failure != 0) {
-        return err_set(err, PERCH_E_NO_ROOM, "can't allocate %zu bytes of KV memory: %s", bytes, strerror(failure));
+    for (size_t done = 0; done < bytes;) { /* in pieces: a signal makes the kernel give back what it has of one */
+        size_t n = bytes - done < ALLOCATE_BYTES ? bytes - done : ALLOCATE_BYTES;
+        if (fallocate(kv->fd, 0, (off_t)done, (off_t)n) == 0) {
+            done += n;
+        } else if (errno != EINTR) {
+            return err_set(err, PERCH_E_NO_ROOM, "can't allocate %zu bytes of KV memory: %s", bytes, strerror(errno));
+        }
     }
     return PERCH_OK;
 }
 
-static perch_status reserve_slots(cpu_kv *kv, perch_error *err)
-{
+static perch_status reserve_slots(cpu_kv *kv, perch_error *err) {
     size_t bytes;
     if (!mul_size((size_t)kv->n_slots * kv->pages_per_slot, kv->page_bytes, &bytes) ||
         !add_size(bytes, SLOT_ALIGNMENT, &kv->reserved_bytes)) {
@@ -120,8 +132,7 @@ static perch_status reserve_slots(cpu_kv *kv, perch_error *err)
 }
 
 perch_status cpu_kv_open(kernels_device *device, uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots,
-                         uint32_t pages_per_slot, perch_error *err)
-{
+                         uint32_t pages_per_slot, perch_error *err) {
     cpu_kv *kv = &device->kv;
     if (kv->fd >= 0) {
         return err_set(err, PERCH_E_INVALID, "the device's KV memory is open already");
@@ -144,7 +155,10 @@ perch_status cpu_kv_open(kernels_device *device, uint64_t page_bytes, uint32_t n
         status = err_nomem(err, "the KV copy buffer");
         goto fail;
     }
-    status = open_pages(kv, bytes, err);
+    status = check_room(bytes, err);
+    if (status == PERCH_OK) {
+        status = open_pages(kv, bytes, err);
+    }
     if (status == PERCH_OK) {
         status = reserve_slots(kv, err);
     }
@@ -157,8 +171,7 @@ fail:
     return status;
 }
 
-void cpu_kv_close(kernels_device *device)
-{
+void cpu_kv_close(kernels_device *device) {
     cpu_kv *kv = &device->kv;
     if (kv->reservation != NULL) {
         munmap(kv->reservation, kv->reserved_bytes);
@@ -170,19 +183,16 @@ void cpu_kv_close(kernels_device *device)
     *kv = (cpu_kv){.fd = -1};
 }
 
-static uint8_t *place(const cpu_kv *kv, uint32_t slot, uint32_t index)
-{
+static uint8_t *place(const cpu_kv *kv, uint32_t slot, uint32_t index) {
     return kv->base + ((size_t)slot * kv->pages_per_slot + index) * kv->page_bytes;
 }
 
-uint8_t *cpu_kv_slot_base(const kernels_device *device, uint32_t slot)
-{
+uint8_t *cpu_kv_slot_base(const kernels_device *device, uint32_t slot) {
     assert(slot < device->kv.n_slots);
     return place(&device->kv, slot, 0);
 }
 
-static perch_status map_run(const cpu_kv *kv, const kv_command *first, size_t n, perch_error *err)
-{
+static perch_status map_run(const cpu_kv *kv, const kv_command *first, size_t n, perch_error *err) {
     void *at = mmap(place(kv, first->slot, first->index), n * kv->page_bytes, PROT_READ | PROT_WRITE,
                     MAP_FIXED | MAP_SHARED, kv->fd, (off_t)(first->page * kv->page_bytes));
     if (at == MAP_FAILED) {
@@ -192,8 +202,7 @@ static perch_status map_run(const cpu_kv *kv, const kv_command *first, size_t n,
     return PERCH_OK;
 }
 
-static perch_status unmap_run(const cpu_kv *kv, const kv_command *first, size_t n, perch_error *err)
-{
+static perch_status unmap_run(const cpu_kv *kv, const kv_command *first, size_t n, perch_error *err) {
     void *at = mmap(place(kv, first->slot, first->index), n * kv->page_bytes, PROT_NONE,
                     MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) {
@@ -204,8 +213,7 @@ static perch_status unmap_run(const cpu_kv *kv, const kv_command *first, size_t 
 }
 
 /* Reads or writes all of n bytes at offset. */
-static bool transfer(int fd, bool write, uint8_t *data, size_t n, off_t offset)
-{
+static bool transfer(int fd, bool write, uint8_t *data, size_t n, off_t offset) {
     while (n > 0) {
         ssize_t done = write ? pwrite(fd, data, n, offset) : pread(fd, data, n, offset);
         if (done <= 0) {
@@ -222,8 +230,7 @@ static bool transfer(int fd, bool write, uint8_t *data, size_t n, off_t offset)
 }
 
 /* Through the file: no mapping is made, so none is left to count as resident. */
-static perch_status copy_page(const cpu_kv *kv, const kv_command *command, perch_error *err)
-{
+static perch_status copy_page(const cpu_kv *kv, const kv_command *command, perch_error *err) {
     off_t from = (off_t)(command->source * kv->page_bytes);
     off_t to = (off_t)(command->page * kv->page_bytes);
     for (size_t done = 0; done < kv->page_bytes; done += COPY_BYTES) {
@@ -238,8 +245,7 @@ static perch_status copy_page(const cpu_kv *kv, const kv_command *command, perch
 }
 
 /* A command that could reach outside of the KV memory is a bug of the caller's, but not one to overwrite memory for. */
-static bool command_fits(const cpu_kv *kv, const kv_command *c)
-{
+static bool command_fits(const cpu_kv *kv, const kv_command *c) {
     switch (c->op) {
     case KV_MAP:
         return c->slot < kv->n_slots && c->index < kv->pages_per_slot && c->page < kv->n_pages;
@@ -253,8 +259,7 @@ static bool command_fits(const cpu_kv *kv, const kv_command *c)
 }
 
 /* How many of the commands from the first on make one run of places (and pages). */
-static size_t run_length(const cpu_kv *kv, const kv_command *first, size_t n)
-{
+static size_t run_length(const cpu_kv *kv, const kv_command *first, size_t n) {
     size_t length = 1;
     while (length < n && command_fits(kv, &first[length]) && first[length].op == first->op &&
            first[length].slot == first->slot && first[length].index == first->index + length &&
@@ -264,14 +269,14 @@ static size_t run_length(const cpu_kv *kv, const kv_command *first, size_t n)
     return length;
 }
 
-perch_status cpu_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err)
-{
+perch_status cpu_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err) {
     const cpu_kv *kv = &device->kv;
     for (size_t i = 0; i < n;) {
         const kv_command *c = &commands[i];
         if (!command_fits(kv, c)) {
-            return err_set(err, PERCH_E_INVALID, "KV command %zu (op %u, slot %u, index %u, page %u, source %u) does not fit",
-                           i, c->op, c->slot, c->index, c->page, c->source);
+            return err_set(err, PERCH_E_INVALID,
+                           "KV command %zu (op %u, slot %u, index %u, page %u, source %u) does not fit", i, c->op,
+                           c->slot, c->index, c->page, c->source);
         }
         size_t length = c->op == KV_COPY ? 1 : run_length(kv, c, n - i);
         perch_status status = c->op == KV_MAP     ? map_run(kv, c, length, err)

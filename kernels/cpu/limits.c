@@ -22,8 +22,7 @@ typedef struct hierarchy {
     char root[LINE_CAP];  /* which group the mount shows as its top */
 } hierarchy;
 
-static bool copy_text(char *to, const char *from, size_t length)
-{
+static bool copy_text(char *to, const char *from, size_t length) {
     if (length >= LINE_CAP) {
         return false;
     }
@@ -32,16 +31,14 @@ static bool copy_text(char *to, const char *from, size_t length)
     return true;
 }
 
-static FILE *open_under(const char *root, const char *path, const char *name)
-{
+static FILE *open_under(const char *root, const char *path, const char *name) {
     char full[3 * LINE_CAP];
     int length = snprintf(full, sizeof full, "%s%s%s", root, path, name);
     return length > 0 && (size_t)length < sizeof full ? fopen(full, "re") : NULL;
 }
 
 /* The number behind `key ` or `key: ` at the beginning of a line of a file; adds it to *sum. */
-static bool add_field(const char *root, const char *path, const char *name, const char *key, uint64_t *sum)
-{
+static bool add_field(const char *root, const char *path, const char *name, const char *key, uint64_t *sum) {
     FILE *file = open_under(root, path, name);
     if (file == NULL) {
         return false;
@@ -62,8 +59,7 @@ static bool add_field(const char *root, const char *path, const char *name, cons
 }
 
 /* A file that is one number. "max" and anything else that is none: false. */
-static bool read_number(const char *root, const char *path, const char *name, uint64_t *out)
-{
+static bool read_number(const char *root, const char *path, const char *name, uint64_t *out) {
     FILE *file = open_under(root, path, name);
     bool found = file != NULL && fscanf(file, "%" SCNu64, out) == 1;
     if (file != NULL) {
@@ -72,15 +68,13 @@ static bool read_number(const char *root, const char *path, const char *name, ui
     return found;
 }
 
-static void lower(uint64_t *least, uint64_t limit, uint64_t used)
-{
+static void lower(uint64_t *least, uint64_t limit, uint64_t used) {
     uint64_t left = limit > used ? limit - used : 0;
     *least = left < *least ? left : *least;
 }
 
 /* One group: what its limits leave. */
-static void group_left(const char *root, const char *path, bool v2, uint64_t *least)
-{
+static void group_left(const char *root, const char *path, bool v2, uint64_t *least) {
     uint64_t used;
     if (!read_number(root, path, v2 ? "/memory.current" : "/memory.usage_in_bytes", &used)) {
         return;
@@ -99,8 +93,7 @@ static void group_left(const char *root, const char *path, bool v2, uint64_t *le
 }
 
 /* Every group from the process's up to the top that the mount shows. A path outside of what is mounted: the top alone. */
-static void hierarchy_left(const char *root, const hierarchy *h, uint64_t *least)
-{
+static void hierarchy_left(const char *root, const hierarchy *h, uint64_t *least) {
     if (h->mount[0] == '\0') {
         return;
     }
@@ -122,8 +115,7 @@ static void hierarchy_left(const char *root, const hierarchy *h, uint64_t *least
 }
 
 /* Whether a word is in a comma-separated list that ends at `end`. */
-static bool list_has(const char *list, const char *end, const char *word)
-{
+static bool list_has(const char *list, const char *end, const char *word) {
     size_t length = strlen(word);
     for (const char *at = list; at < end;) {
         const char *comma = memchr(at, ',', (size_t)(end - at));
@@ -137,8 +129,7 @@ static bool list_has(const char *list, const char *end, const char *word)
 }
 
 /* /proc/self/cgroup: lines "number:controllers:path"; version 2 has no controllers. */
-static bool find_path(const char *root, hierarchy *h)
-{
+static bool find_path(const char *root, hierarchy *h) {
     FILE *file = open_under(root, "/proc/self/cgroup", "");
     if (file == NULL) {
         return false;
@@ -162,8 +153,7 @@ static bool find_path(const char *root, hierarchy *h)
  * /proc/self/mountinfo: "id parent device root mount options [tags] - type source superoptions". Paths with spaces are
  * escaped there and not looked for.
  */
-static bool find_mount(const char *root, hierarchy *h)
-{
+static bool find_mount(const char *root, hierarchy *h) {
     FILE *file = open_under(root, "/proc/self/mountinfo", "");
     if (file == NULL) {
         return false;
@@ -188,8 +178,7 @@ static bool find_mount(const char *root, hierarchy *h)
 }
 
 /* RLIMIT_AS bounds all of the address space, RLIMIT_DATA private writable memory. */
-static void rlimits_left(const char *root, uint64_t *least)
-{
+static void rlimits_left(const char *root, uint64_t *least) {
     FILE *file = open_under(root, "/proc/self/statm", "");
     uint64_t size = 0, data = 0;
     bool found = file != NULL && fscanf(file, "%" SCNu64 " %*s %*s %*s %*s %" SCNu64, &size, &data) == 2;
@@ -206,8 +195,7 @@ static void rlimits_left(const char *root, uint64_t *least)
     }
 }
 
-perch_status cpu_free_bytes_under(const char *root, uint64_t *out, perch_error *err)
-{
+perch_status cpu_free_bytes_under(const char *root, uint64_t *out, perch_error *err) {
     *out = 0;
     uint64_t kilobytes = 0;
     if (!add_field(root, "/proc/meminfo", "", "MemAvailable", &kilobytes)) {

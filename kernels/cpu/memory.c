@@ -14,8 +14,7 @@
 #define ALIGNMENT ((size_t)64)
 
 /* Maps bytes rounded up to the system's page at an address that is a multiple of HUGE_BYTES. */
-static void *map_aligned(size_t bytes, size_t *mapped_bytes)
-{
+static void *map_aligned(size_t bytes, size_t *mapped_bytes) {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t want;
     if (!add_size(bytes, HUGE_BYTES + page, &want)) {
@@ -37,8 +36,7 @@ static void *map_aligned(size_t bytes, size_t *mapped_bytes)
     return raw + before;
 }
 
-perch_status cpu_region_open(size_t bytes, bool touch, const char *what, cpu_region *out, perch_error *err)
-{
+perch_status cpu_region_open(size_t bytes, bool touch, const char *what, cpu_region *out, perch_error *err) {
     *out = (cpu_region){.bytes = bytes};
     size_t rounded;
     if (!add_size(bytes, ALIGNMENT, &rounded)) {
@@ -63,8 +61,7 @@ perch_status cpu_region_open(size_t bytes, bool touch, const char *what, cpu_reg
     return PERCH_OK;
 }
 
-void cpu_region_close(cpu_region *region)
-{
+void cpu_region_close(cpu_region *region) {
     if (region->mapped_bytes > 0) {
         munmap(region->data, region->mapped_bytes);
     } else {
@@ -73,8 +70,7 @@ void cpu_region_close(cpu_region *region)
     *region = (cpu_region){0};
 }
 
-perch_status cpu_alloc(kernels_device *device, size_t bytes, void **out, perch_error *err)
-{
+perch_status cpu_alloc(kernels_device *device, size_t bytes, void **out, perch_error *err) {
     *out = NULL;
     cpu_buffer *buffer = calloc(1, sizeof *buffer);
     if (buffer == NULL) {
@@ -94,8 +90,7 @@ perch_status cpu_alloc(kernels_device *device, size_t bytes, void **out, perch_e
     return PERCH_OK;
 }
 
-static void buffer_close(kernels_device *device, cpu_buffer *buffer)
-{
+static void buffer_close(kernels_device *device, cpu_buffer *buffer) {
     if (buffer->previous != NULL) {
         buffer->previous->next = buffer->next;
     } else {
@@ -109,8 +104,7 @@ static void buffer_close(kernels_device *device, cpu_buffer *buffer)
 }
 
 /* Looks for the buffer: there are tens of them, and they are freed when the engine ends. */
-void cpu_free(kernels_device *device, void *data)
-{
+void cpu_free(kernels_device *device, void *data) {
     for (cpu_buffer *buffer = data != NULL ? device->buffers : NULL; buffer != NULL; buffer = buffer->next) {
         if (buffer->region.data == data) {
             buffer_close(device, buffer);
@@ -119,15 +113,13 @@ void cpu_free(kernels_device *device, void *data)
     }
 }
 
-void cpu_free_all(kernels_device *device)
-{
+void cpu_free_all(kernels_device *device) {
     while (device->buffers != NULL) {
         buffer_close(device, device->buffers);
     }
 }
 
-perch_status cpu_upload(kernels_device *device, void *to, const void *from_host, size_t bytes, perch_error *err)
-{
+perch_status cpu_upload(kernels_device *device, void *to, const void *from_host, size_t bytes, perch_error *err) {
     (void)device;
     (void)err;
     if (bytes > 0) {
@@ -136,7 +128,6 @@ perch_status cpu_upload(kernels_device *device, void *to, const void *from_host,
     return PERCH_OK;
 }
 
-perch_status cpu_download(kernels_device *device, void *to_host, const void *from, size_t bytes, perch_error *err)
-{
+perch_status cpu_download(kernels_device *device, void *to_host, const void *from, size_t bytes, perch_error *err) {
     return cpu_upload(device, to_host, from, bytes, err);
 }

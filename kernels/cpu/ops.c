@@ -32,8 +32,7 @@ typedef struct rows_job {
     size_t n_heads;
 } rows_job;
 
-static void rows_task(void *context, size_t task, uint32_t thread)
-{
+static void rows_task(void *context, size_t task, uint32_t thread) {
     (void)thread;
     const rows_job *job = context;
     size_t end = (task + 1) * job->tokens_per_task;
@@ -43,8 +42,7 @@ static void rows_task(void *context, size_t task, uint32_t thread)
 }
 
 /* work: of one token. */
-static void rows_run(kernels_device *device, rows_job *job, size_t work)
-{
+static void rows_run(kernels_device *device, rows_job *job, size_t work) {
     job->device = device;
     if (job->n_tokens * work < MIN_PARALLEL_WORK) {
         for (size_t t = 0; t < job->n_tokens; t++) {
@@ -56,37 +54,32 @@ static void rows_run(kernels_device *device, rows_job *job, size_t work)
     cpu_pool_run(device->pool, (job->n_tokens + job->tokens_per_task - 1) / job->tokens_per_task, rows_task, job);
 }
 
-static void embed_row(const rows_job *job, size_t t)
-{
+static void embed_row(const rows_job *job, size_t t) {
     assert(job->tokens[t] >= 0 && (uint32_t)job->tokens[t] < job->weight->n_out);
     cpu_weight_row(job->device, job->weight, (uint32_t)job->tokens[t], job->y + t * job->weight->n_in);
 }
 
 perch_status cpu_embed(kernels_device *device, const kernels_weight *weight, const int32_t *tokens, uint32_t n_tokens,
-                       void *y, perch_error *err)
-{
+                       void *y, perch_error *err) {
     (void)err;
     rows_job job = {.run = embed_row, .n_tokens = n_tokens, .weight = weight, .tokens = tokens, .y = y};
     rows_run(device, &job, (size_t)weight->n_in * 8);
     return PERCH_OK;
 }
 
-static void rmsnorm_row(const rows_job *job, size_t t)
-{
+static void rmsnorm_row(const rows_job *job, size_t t) {
     job->device->isa->rmsnorm(job->x + t * job->width, job->gain, job->eps, job->width, job->y + t * job->width);
 }
 
 perch_status cpu_rmsnorm(kernels_device *device, const void *x, const float *gain, float eps, uint32_t n_tokens,
-                         uint32_t width, void *y, perch_error *err)
-{
+                         uint32_t width, void *y, perch_error *err) {
     (void)err;
     rows_job job = {.run = rmsnorm_row, .n_tokens = n_tokens, .x = x, .gain = gain, .y = y, .eps = eps, .width = width};
     rows_run(device, &job, width);
     return PERCH_OK;
 }
 
-static void head_norm_row(const rows_job *job, size_t t)
-{
+static void head_norm_row(const rows_job *job, size_t t) {
     for (size_t head = 0; head < job->n_heads; head++) {
         float *x = job->y + t * job->stride + head * job->width;
         job->device->isa->rmsnorm(x, job->gain, job->eps, job->width, x);
@@ -94,8 +87,7 @@ static void head_norm_row(const rows_job *job, size_t t)
 }
 
 perch_status cpu_head_norm(kernels_device *device, void *x, uint32_t n_tokens, uint32_t stride, uint32_t offset,
-                           uint32_t n_heads, uint32_t head_dim, const float *gain, float eps, perch_error *err)
-{
+                           uint32_t n_heads, uint32_t head_dim, const float *gain, float eps, perch_error *err) {
     (void)err;
     rows_job job = {.run = head_norm_row,
                     .n_tokens = n_tokens,
@@ -109,29 +101,25 @@ perch_status cpu_head_norm(kernels_device *device, void *x, uint32_t n_tokens, u
     return PERCH_OK;
 }
 
-static void silu_mul_row(const rows_job *job, size_t t)
-{
+static void silu_mul_row(const rows_job *job, size_t t) {
     const float *gate = job->x + t * 2 * job->width;
     job->device->isa->silu_mul(gate, gate + job->width, job->width, job->y + t * job->width);
 }
 
 perch_status cpu_silu_mul(kernels_device *device, const void *gate_up, uint32_t n_tokens, uint32_t width, void *y,
-                          perch_error *err)
-{
+                          perch_error *err) {
     (void)err;
     rows_job job = {.run = silu_mul_row, .n_tokens = n_tokens, .x = gate_up, .y = y, .width = width};
     rows_run(device, &job, (size_t)width * 2);
     return PERCH_OK;
 }
 
-static void gather_row(const rows_job *job, size_t t)
-{
+static void gather_row(const rows_job *job, size_t t) {
     memcpy(job->y + t * job->width, job->x + job->indices[t] * job->width, job->width * sizeof(float));
 }
 
 perch_status cpu_gather(kernels_device *device, const void *x, const uint32_t *indices, uint32_t n, uint32_t width,
-                        void *y, perch_error *err)
-{
+                        void *y, perch_error *err) {
     (void)err;
     rows_job job = {.run = gather_row, .n_tokens = n, .x = x, .indices = indices, .y = y, .width = width};
     rows_run(device, &job, width / 4);
@@ -149,16 +137,14 @@ typedef struct gemm_job {
 } gemm_job;
 
 /* A panel's blocks of tokens follow one another, so that its weights are read from memory once. */
-static void gemm_task(void *context, size_t task, uint32_t thread)
-{
+static void gemm_task(void *context, size_t task, uint32_t thread) {
     const gemm_job *job = context;
     size_t t0 = task % job->n_blocks * CPU_GEMM_TOKENS;
     size_t t1 = t0 + CPU_GEMM_TOKENS < job->n_tokens ? t0 + CPU_GEMM_TOKENS : job->n_tokens;
     job->isa->gemm(&job->gemm, task / job->n_blocks, t0, t1, &job->scratch[thread]);
 }
 
-static void gemm_run(kernels_device *device, const kernels_weight *weight, gemm_job *job)
-{
+static void gemm_run(kernels_device *device, const kernels_weight *weight, gemm_job *job) {
     job->n_blocks = (job->n_tokens + CPU_GEMM_TOKENS - 1) / CPU_GEMM_TOKENS;
     size_t n_tasks = weight->n_panels * job->n_blocks;
     if (job->n_tokens * weight->n_panels * CPU_PANEL * weight->n_in < MIN_PARALLEL_WORK) {
@@ -170,14 +156,12 @@ static void gemm_run(kernels_device *device, const kernels_weight *weight, gemm_
     cpu_pool_run(device->pool, n_tasks, gemm_task, job);
 }
 
-static void round_row(const rows_job *job, size_t t)
-{
+static void round_row(const rows_job *job, size_t t) {
     job->device->isa->round_bf16(job->x + t * job->width, job->width, job->words + t * job->stride);
 }
 
 perch_status cpu_linear(kernels_device *device, const kernels_weight *weight, const float *bias, const void *x,
-                        uint32_t n_tokens, void *y, bool accumulate, perch_error *err)
-{
+                        uint32_t n_tokens, void *y, bool accumulate, perch_error *err) {
     (void)err;
     gemm_job job = {.gemm = {.panels = weight->region.data,
                              .n_words = weight->n_words,
@@ -214,7 +198,6 @@ perch_status cpu_linear(kernels_device *device, const kernels_weight *weight, co
 }
 
 perch_status cpu_linear_f32(kernels_device *device, const kernels_weight *weight, const void *x, uint32_t n_tokens,
-                            float *y, perch_error *err)
-{
+                            float *y, perch_error *err) {
     return cpu_linear(device, weight, NULL, x, n_tokens, y, false, err); /* activations are f32 */
 }

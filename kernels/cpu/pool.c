@@ -42,8 +42,7 @@ struct cpu_pool {
     worker *workers;
 };
 
-static void run_tasks(cpu_pool *pool, uint32_t thread)
-{
+static void run_tasks(cpu_pool *pool, uint32_t thread) {
     for (;;) {
         size_t task = atomic_fetch_add_explicit(&pool->next_task, 1, memory_order_relaxed);
         if (task >= pool->n_tasks) {
@@ -54,13 +53,9 @@ static void run_tasks(cpu_pool *pool, uint32_t thread)
 }
 
 /* Whether a gate is that of a section that the worker, who last worked in `seen`, has not been in. */
-static bool gate_new(uint32_t gate, uint32_t seen)
-{
-    return (gate & GATE_OPEN) != 0 && (gate & GATE_SECTION) != seen;
-}
+static bool gate_new(uint32_t gate, uint32_t seen) { return (gate & GATE_OPEN) != 0 && (gate & GATE_SECTION) != seen; }
 
-static bool gate_join(cpu_pool *pool, uint32_t *seen)
-{
+static bool gate_join(cpu_pool *pool, uint32_t *seen) {
     uint32_t gate = atomic_load(&pool->gate);
     while (gate_new(gate, *seen)) {
         if (atomic_compare_exchange_weak(&pool->gate, &gate, gate + 1)) {
@@ -71,8 +66,7 @@ static bool gate_join(cpu_pool *pool, uint32_t *seen)
     return false;
 }
 
-static void gate_leave(cpu_pool *pool)
-{
+static void gate_leave(cpu_pool *pool) {
     uint32_t before = atomic_fetch_sub(&pool->gate, 1);
     if ((before & GATE_OPEN) == 0 && (before & GATE_COUNT) == 1 && atomic_load(&pool->caller_waits)) {
         pthread_mutex_lock(&pool->mutex);
@@ -82,8 +76,7 @@ static void gate_leave(cpu_pool *pool)
 }
 
 /* Called between two looks at the gate, the i-th time; false once watching has taken too long. */
-static bool spin(const cpu_pool *pool, uint32_t i, uint64_t *end_us)
-{
+static bool spin(const cpu_pool *pool, uint32_t i, uint64_t *end_us) {
     if (pool->spin_us == 0) {
         return false;
     }
@@ -102,8 +95,7 @@ static bool spin(const cpu_pool *pool, uint32_t i, uint64_t *end_us)
     return true;
 }
 
-static bool spin_until_new(const cpu_pool *pool, uint32_t seen)
-{
+static bool spin_until_new(const cpu_pool *pool, uint32_t seen) {
     uint64_t end_us = 0;
     for (uint32_t i = 0; !gate_new(atomic_load_explicit(&pool->gate, memory_order_relaxed), seen); i++) {
         if (!spin(pool, i, &end_us)) {
@@ -113,8 +105,7 @@ static bool spin_until_new(const cpu_pool *pool, uint32_t seen)
     return true;
 }
 
-static bool spin_until_left(const cpu_pool *pool)
-{
+static bool spin_until_left(const cpu_pool *pool) {
     uint64_t end_us = 0;
     for (uint32_t i = 0; (atomic_load(&pool->gate) & GATE_COUNT) != 0; i++) {
         if (!spin(pool, i, &end_us)) {
@@ -124,8 +115,7 @@ static bool spin_until_left(const cpu_pool *pool)
     return true;
 }
 
-static void sleep_until_new(cpu_pool *pool, uint32_t seen)
-{
+static void sleep_until_new(cpu_pool *pool, uint32_t seen) {
     pthread_mutex_lock(&pool->mutex);
     atomic_fetch_add(&pool->n_asleep, 1); /* before the last look at the gate: whoever opens it then sees a sleeper */
     while (!gate_new(atomic_load(&pool->gate), seen) && !atomic_load(&pool->stop)) {
@@ -135,8 +125,7 @@ static void sleep_until_new(cpu_pool *pool, uint32_t seen)
     pthread_mutex_unlock(&pool->mutex);
 }
 
-static void *worker_main(void *argument)
-{
+static void *worker_main(void *argument) {
     worker *self = argument;
     cpu_pool *pool = self->pool;
     uint32_t seen = 0;
@@ -152,8 +141,7 @@ static void *worker_main(void *argument)
     return NULL;
 }
 
-void cpu_pool_run(cpu_pool *pool, size_t n_tasks, cpu_task task, void *context)
-{
+void cpu_pool_run(cpu_pool *pool, size_t n_tasks, cpu_task task, void *context) {
     if (pool->n_workers == 0 || n_tasks < 2) {
         for (size_t i = 0; i < n_tasks; i++) {
             task(context, i, 0);
@@ -188,8 +176,7 @@ void cpu_pool_run(cpu_pool *pool, size_t n_tasks, cpu_task task, void *context)
     pthread_mutex_unlock(&pool->mutex);
 }
 
-uint32_t cpu_count(void)
-{
+uint32_t cpu_count(void) {
     /* A fixed cpu_set_t holds 1024 CPUs; larger machines refuse it, and get a larger one. */
     for (int n_cpus = 1024; n_cpus <= 1 << 20; n_cpus *= 4) {
         cpu_set_t *set = CPU_ALLOC((size_t)n_cpus);
@@ -206,8 +193,7 @@ uint32_t cpu_count(void)
     return 1;
 }
 
-static perch_status start_workers(cpu_pool *pool, uint32_t n, perch_error *err)
-{
+static perch_status start_workers(cpu_pool *pool, uint32_t n, perch_error *err) {
     pool->workers = calloc(n, sizeof *pool->workers);
     if (pool->workers == NULL) {
         return err_nomem(err, "the thread pool");
@@ -217,15 +203,15 @@ static perch_status start_workers(cpu_pool *pool, uint32_t n, perch_error *err)
         pool->workers[i].number = i + 1;
         int failure = pthread_create(&pool->workers[i].thread, NULL, worker_main, &pool->workers[i]);
         if (failure != 0) {
-            return err_set(err, PERCH_E_DEVICE, "can't start compute thread %u of %u: %s", i + 2, n + 1, strerror(failure));
+            return err_set(err, PERCH_E_DEVICE, "can't start compute thread %u of %u: %s", i + 2, n + 1,
+                           strerror(failure));
         }
         pool->n_workers++;
     }
     return PERCH_OK;
 }
 
-perch_status cpu_pool_open(uint32_t n_threads, cpu_pool **out, perch_error *err)
-{
+perch_status cpu_pool_open(uint32_t n_threads, cpu_pool **out, perch_error *err) {
     *out = NULL;
     cpu_pool *pool = aligned_alloc(_Alignof(cpu_pool), sizeof *pool);
     if (pool == NULL) {
@@ -245,8 +231,7 @@ perch_status cpu_pool_open(uint32_t n_threads, cpu_pool **out, perch_error *err)
     return PERCH_OK;
 }
 
-void cpu_pool_close(cpu_pool *pool)
-{
+void cpu_pool_close(cpu_pool *pool) {
     if (pool == NULL) {
         return;
     }

@@ -10,8 +10,7 @@
  * (minimax, relative error 3.1e-9 before rounding). Within 2 ulp. Exactly 0 below -87, where e^x nears the smallest normal
  * number; NaN for NaN.
  */
-ALWAYS_INLINE vf vf_exp(vf x)
-{
+ALWAYS_INLINE vf vf_exp(vf x) {
     const float round_magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves the integer part in the low bits */
     vf shifted = vf_fma(x, vf_set1(1.44269504f), vf_set1(round_magic));
     vf n = vf_sub(shifted, vf_set1(round_magic));
@@ -29,8 +28,7 @@ ALWAYS_INLINE vf vf_exp(vf x)
     return vf_select_below(x, -87.0f, vf_set1(0.0f), vf_mul(p, power));
 }
 
-static void isa_rmsnorm(const float *x, const float *gain, float eps, size_t width, float *y)
-{
+static void isa_rmsnorm(const float *x, const float *gain, float eps, size_t width, float *y) {
     vf sum[4] = {vf_set1(0.0f), vf_set1(0.0f), vf_set1(0.0f), vf_set1(0.0f)};
     size_t i = 0;
     for (; i + 4 * VL <= width; i += 4 * VL) {
@@ -55,16 +53,14 @@ static void isa_rmsnorm(const float *x, const float *gain, float eps, size_t wid
 }
 
 /* gate * sigmoid(gate) * up, sigmoid by e^-|gate|, which can't overflow. */
-ALWAYS_INLINE vf silu_mul_lanes(vf gate, vf up)
-{
+ALWAYS_INLINE vf silu_mul_lanes(vf gate, vf up) {
     vf one = vf_set1(1.0f);
     vf e = vf_exp(vf_neg_abs(gate));
     vf sigmoid = vf_div(vf_select_below(gate, 0.0f, e, one), vf_add(one, e));
     return vf_mul(vf_mul(gate, sigmoid), up);
 }
 
-static void isa_silu_mul(const float *gate, const float *up, size_t n, float *y)
-{
+static void isa_silu_mul(const float *gate, const float *up, size_t n, float *y) {
     size_t i = 0;
     for (; i + VL <= n; i += VL) {
         vf_store(y + i, silu_mul_lanes(vf_load(gate + i), vf_load(up + i)));
@@ -74,8 +70,7 @@ static void isa_silu_mul(const float *gate, const float *up, size_t n, float *y)
     }
 }
 
-static void isa_round_bf16(const float *x, size_t n, uint32_t *words)
-{
+static void isa_round_bf16(const float *x, size_t n, uint32_t *words) {
     for (size_t i = 0; i < n / 2; i++) {
         words[i] = f32_to_bf16(x[2 * i]) | (uint32_t)f32_to_bf16(x[2 * i + 1]) << 16;
     }

@@ -23,136 +23,67 @@
 typedef __m512 vf;
 typedef __m512i vu;
 
-ALWAYS_INLINE __mmask16 first_lanes(size_t n)
-{
-    return (__mmask16)((1u << n) - 1u);
-}
+ALWAYS_INLINE __mmask16 first_lanes(size_t n) { return (__mmask16)((1u << n) - 1u); }
 
-ALWAYS_INLINE vf vf_set1(float x)
-{
-    return _mm512_set1_ps(x);
-}
+ALWAYS_INLINE vf vf_set1(float x) { return _mm512_set1_ps(x); }
 
-ALWAYS_INLINE vu vu_set1(uint32_t x)
-{
-    return _mm512_set1_epi32((int)x);
-}
+ALWAYS_INLINE vu vu_set1(uint32_t x) { return _mm512_set1_epi32((int)x); }
 
-ALWAYS_INLINE vf vf_load(const float *p)
-{
-    return _mm512_loadu_ps(p);
-}
+ALWAYS_INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 
-ALWAYS_INLINE vu vu_load(const uint32_t *p)
-{
-    return _mm512_loadu_si512(p);
-}
+ALWAYS_INLINE vu vu_load(const uint32_t *p) { return _mm512_loadu_si512(p); }
 
-ALWAYS_INLINE void vf_store(float *p, vf x)
-{
-    _mm512_storeu_ps(p, x);
-}
+ALWAYS_INLINE void vf_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
 
 /* The first n < VL lanes; the others are 0, and their memory is not touched. */
-ALWAYS_INLINE vf vf_load_n(const float *p, size_t n)
-{
-    return _mm512_maskz_loadu_ps(first_lanes(n), p);
-}
+ALWAYS_INLINE vf vf_load_n(const float *p, size_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
 
-ALWAYS_INLINE void vf_store_n(float *p, vf x, size_t n)
-{
-    _mm512_mask_storeu_ps(p, first_lanes(n), x);
-}
+ALWAYS_INLINE void vf_store_n(float *p, vf x, size_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
 
-ALWAYS_INLINE vf vf_load_bf16(const uint16_t *p)
-{
+ALWAYS_INLINE vf vf_load_bf16(const uint16_t *p) {
     __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-ALWAYS_INLINE vf vf_load_bf16_n(const uint16_t *p, size_t n)
-{
+ALWAYS_INLINE vf vf_load_bf16_n(const uint16_t *p, size_t n) {
     __m256i h = _mm256_maskz_loadu_epi16(first_lanes(n), p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-ALWAYS_INLINE vf vf_add(vf a, vf b)
-{
-    return _mm512_add_ps(a, b);
-}
+ALWAYS_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 
-ALWAYS_INLINE vf vf_sub(vf a, vf b)
-{
-    return _mm512_sub_ps(a, b);
-}
+ALWAYS_INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 
-ALWAYS_INLINE vf vf_mul(vf a, vf b)
-{
-    return _mm512_mul_ps(a, b);
-}
+ALWAYS_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 
-ALWAYS_INLINE vf vf_div(vf a, vf b)
-{
-    return _mm512_div_ps(a, b);
-}
+ALWAYS_INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 
-ALWAYS_INLINE vf vf_sqrt(vf a)
-{
-    return _mm512_sqrt_ps(a);
-}
+ALWAYS_INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 
 /* a * b + c */
-ALWAYS_INLINE vf vf_fma(vf a, vf b, vf c)
-{
-    return _mm512_fmadd_ps(a, b, c);
-}
+ALWAYS_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 
 /* The larger; b where one of them is a NaN. */
-ALWAYS_INLINE vf vf_max(vf a, vf b)
-{
-    return _mm512_max_ps(a, b);
-}
+ALWAYS_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 
-ALWAYS_INLINE vf vf_neg_abs(vf a)
-{
-    return _mm512_or_ps(a, _mm512_set1_ps(-0.0f));
-}
+ALWAYS_INLINE vf vf_neg_abs(vf a) { return _mm512_or_ps(a, _mm512_set1_ps(-0.0f)); }
 
 /* a < limit ? below : otherwise; a NaN in a is not below. */
-ALWAYS_INLINE vf vf_select_below(vf a, float limit, vf below, vf otherwise)
-{
+ALWAYS_INLINE vf vf_select_below(vf a, float limit, vf below, vf otherwise) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, _mm512_set1_ps(limit), _CMP_LT_OQ), otherwise, below);
 }
 
-ALWAYS_INLINE vf vf_from_bits(vu a)
-{
-    return _mm512_castsi512_ps(a);
-}
+ALWAYS_INLINE vf vf_from_bits(vu a) { return _mm512_castsi512_ps(a); }
 
-ALWAYS_INLINE vu vf_bits(vf a)
-{
-    return _mm512_castps_si512(a);
-}
+ALWAYS_INLINE vu vf_bits(vf a) { return _mm512_castps_si512(a); }
 
-ALWAYS_INLINE vu vu_add(vu a, vu b)
-{
-    return _mm512_add_epi32(a, b);
-}
+ALWAYS_INLINE vu vu_add(vu a, vu b) { return _mm512_add_epi32(a, b); }
 
-ALWAYS_INLINE vu vu_sub(vu a, vu b)
-{
-    return _mm512_sub_epi32(a, b);
-}
+ALWAYS_INLINE vu vu_sub(vu a, vu b) { return _mm512_sub_epi32(a, b); }
 
-ALWAYS_INLINE vu vu_shl(vu a, int n)
-{
-    return _mm512_slli_epi32(a, (unsigned)n);
-}
+ALWAYS_INLINE vu vu_shl(vu a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
 
-ALWAYS_INLINE vu vu_and(vu a, vu b)
-{
-    return _mm512_and_si512(a, b);
-}
+ALWAYS_INLINE vu vu_and(vu a, vu b) { return _mm512_and_si512(a, b); }
 
 #else
 
@@ -160,38 +91,26 @@ ALWAYS_INLINE vu vu_and(vu a, vu b)
 typedef float vf __attribute__((vector_size(16)));
 typedef uint32_t vu __attribute__((vector_size(16)));
 
-ALWAYS_INLINE vf vf_set1(float x)
-{
-    return (vf){x, x, x, x};
-}
+ALWAYS_INLINE vf vf_set1(float x) { return (vf){x, x, x, x}; }
 
-ALWAYS_INLINE vu vu_set1(uint32_t x)
-{
-    return (vu){x, x, x, x};
-}
+ALWAYS_INLINE vu vu_set1(uint32_t x) { return (vu){x, x, x, x}; }
 
-ALWAYS_INLINE vf vf_load(const float *p)
-{
+ALWAYS_INLINE vf vf_load(const float *p) {
     vf x;
     memcpy(&x, p, sizeof x);
     return x;
 }
 
-ALWAYS_INLINE vu vu_load(const uint32_t *p)
-{
+ALWAYS_INLINE vu vu_load(const uint32_t *p) {
     vu x;
     memcpy(&x, p, sizeof x);
     return x;
 }
 
-ALWAYS_INLINE void vf_store(float *p, vf x)
-{
-    memcpy(p, &x, sizeof x);
-}
+ALWAYS_INLINE void vf_store(float *p, vf x) { memcpy(p, &x, sizeof x); }
 
 /* The first n < VL lanes; the others are 0, and their memory is not touched. */
-ALWAYS_INLINE vf vf_load_n(const float *p, size_t n)
-{
+ALWAYS_INLINE vf vf_load_n(const float *p, size_t n) {
     vf x = vf_set1(0.0f);
     for (size_t i = 0; i < n; i++) {
         x[i] = p[i];
@@ -199,21 +118,18 @@ ALWAYS_INLINE vf vf_load_n(const float *p, size_t n)
     return x;
 }
 
-ALWAYS_INLINE void vf_store_n(float *p, vf x, size_t n)
-{
+ALWAYS_INLINE void vf_store_n(float *p, vf x, size_t n) {
     for (size_t i = 0; i < n; i++) {
         p[i] = x[i];
     }
 }
 
-ALWAYS_INLINE vf vf_load_bf16(const uint16_t *p)
-{
+ALWAYS_INLINE vf vf_load_bf16(const uint16_t *p) {
     vu u = {p[0], p[1], p[2], p[3]};
     return (vf)(u << 16);
 }
 
-ALWAYS_INLINE vf vf_load_bf16_n(const uint16_t *p, size_t n)
-{
+ALWAYS_INLINE vf vf_load_bf16_n(const uint16_t *p, size_t n) {
     vu u = vu_set1(0);
     for (size_t i = 0; i < n; i++) {
         u[i] = p[i];
@@ -221,94 +137,47 @@ ALWAYS_INLINE vf vf_load_bf16_n(const uint16_t *p, size_t n)
     return (vf)(u << 16);
 }
 
-ALWAYS_INLINE vf vf_add(vf a, vf b)
-{
-    return a + b;
-}
+ALWAYS_INLINE vf vf_add(vf a, vf b) { return a + b; }
 
-ALWAYS_INLINE vf vf_sub(vf a, vf b)
-{
-    return a - b;
-}
+ALWAYS_INLINE vf vf_sub(vf a, vf b) { return a - b; }
 
-ALWAYS_INLINE vf vf_mul(vf a, vf b)
-{
-    return a * b;
-}
+ALWAYS_INLINE vf vf_mul(vf a, vf b) { return a * b; }
 
-ALWAYS_INLINE vf vf_div(vf a, vf b)
-{
-    return a / b;
-}
+ALWAYS_INLINE vf vf_div(vf a, vf b) { return a / b; }
 
-ALWAYS_INLINE vf vf_sqrt(vf a)
-{
-    return (vf){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])};
-}
+ALWAYS_INLINE vf vf_sqrt(vf a) { return (vf){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
 
 /* a * b + c: two roundings, since a fused one would be a library call on processors that have none. */
-ALWAYS_INLINE vf vf_fma(vf a, vf b, vf c)
-{
-    return a * b + c;
-}
+ALWAYS_INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
 
-ALWAYS_INLINE vf vf_blend(vu mask, vf yes, vf no)
-{
-    return (vf)((mask & (vu)yes) | (~mask & (vu)no));
-}
+ALWAYS_INLINE vf vf_blend(vu mask, vf yes, vf no) { return (vf)((mask & (vu)yes) | (~mask & (vu)no)); }
 
 /* The larger; b where one of them is a NaN. */
-ALWAYS_INLINE vf vf_max(vf a, vf b)
-{
-    return vf_blend((vu)(a > b), a, b);
-}
+ALWAYS_INLINE vf vf_max(vf a, vf b) { return vf_blend((vu)(a > b), a, b); }
 
-ALWAYS_INLINE vf vf_neg_abs(vf a)
-{
-    return (vf)((vu)a | 0x80000000u);
-}
+ALWAYS_INLINE vf vf_neg_abs(vf a) { return (vf)((vu)a | 0x80000000u); }
 
 /* a < limit ? below : otherwise; a NaN in a is not below. */
-ALWAYS_INLINE vf vf_select_below(vf a, float limit, vf below, vf otherwise)
-{
+ALWAYS_INLINE vf vf_select_below(vf a, float limit, vf below, vf otherwise) {
     return vf_blend((vu)(a < vf_set1(limit)), below, otherwise);
 }
 
-ALWAYS_INLINE vf vf_from_bits(vu a)
-{
-    return (vf)a;
-}
+ALWAYS_INLINE vf vf_from_bits(vu a) { return (vf)a; }
 
-ALWAYS_INLINE vu vf_bits(vf a)
-{
-    return (vu)a;
-}
+ALWAYS_INLINE vu vf_bits(vf a) { return (vu)a; }
 
-ALWAYS_INLINE vu vu_add(vu a, vu b)
-{
-    return a + b;
-}
+ALWAYS_INLINE vu vu_add(vu a, vu b) { return a + b; }
 
-ALWAYS_INLINE vu vu_sub(vu a, vu b)
-{
-    return a - b;
-}
+ALWAYS_INLINE vu vu_sub(vu a, vu b) { return a - b; }
 
-ALWAYS_INLINE vu vu_shl(vu a, int n)
-{
-    return a << n;
-}
+ALWAYS_INLINE vu vu_shl(vu a, int n) { return a << n; }
 
-ALWAYS_INLINE vu vu_and(vu a, vu b)
-{
-    return a & b;
-}
+ALWAYS_INLINE vu vu_and(vu a, vu b) { return a & b; }
 
 #endif
 
 /* c + the product of words w and x, each a pair of bf16 (the even element in the low half), summed into f32. */
-ALWAYS_INLINE vf vf_dot2(vf c, vu w, vu x)
-{
+ALWAYS_INLINE vf vf_dot2(vf c, vu w, vu x) {
 #if defined(__AVX512BF16__)
     return _mm512_dpbf16_ps(c, (__m512bh)w, (__m512bh)x);
 #else
@@ -319,8 +188,7 @@ ALWAYS_INLINE vf vf_dot2(vf c, vu w, vu x)
 }
 
 /* Lanes are added (compared) by halves: 0 with VL/2, 1 with VL/2 + 1, and so on. */
-ALWAYS_INLINE float vf_sum(vf x)
-{
+ALWAYS_INLINE float vf_sum(vf x) {
     float lanes[VL];
     vf_store(lanes, x);
     for (size_t half = VL / 2; half > 0; half /= 2) {
@@ -331,8 +199,7 @@ ALWAYS_INLINE float vf_sum(vf x)
     return lanes[0];
 }
 
-ALWAYS_INLINE float vf_max_lane(vf x)
-{
+ALWAYS_INLINE float vf_max_lane(vf x) {
     float lanes[VL];
     vf_store(lanes, x);
     float max = lanes[0];

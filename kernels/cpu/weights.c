@@ -12,22 +12,19 @@
 /* Inputs of a row that are converted at a time: one cache line of bf16. */
 #define PACK_INPUTS 32u
 
-static bool shape_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in, size_t *bytes)
-{
+static bool shape_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in, size_t *bytes) {
     size_t n_panels = ((size_t)n_out + CPU_PANEL - 1) / CPU_PANEL;
     size_t n_words = device->bf16 ? ((size_t)n_in + 1) / 2 : n_in;
     return mul_size(n_panels * CPU_PANEL, n_words, bytes) && mul_size(*bytes, sizeof(uint32_t), bytes);
 }
 
-uint64_t cpu_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in)
-{
+uint64_t cpu_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in) {
     size_t bytes;
     return shape_bytes(device, n_out, n_in, &bytes) ? bytes + sizeof(kernels_weight) : UINT64_MAX;
 }
 
 perch_status cpu_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
-                               perch_error *err)
-{
+                               perch_error *err) {
     *out = NULL;
     size_t bytes;
     kernels_weight *weight = calloc(1, sizeof *weight);
@@ -53,8 +50,7 @@ perch_status cpu_weight_create(kernels_device *device, uint32_t n_out, uint32_t 
     return PERCH_OK;
 }
 
-void cpu_weight_destroy(kernels_device *device, kernels_weight *weight)
-{
+void cpu_weight_destroy(kernels_device *device, kernels_weight *weight) {
     if (weight == NULL) {
         return;
     }
@@ -70,16 +66,14 @@ void cpu_weight_destroy(kernels_device *device, kernels_weight *weight)
     free(weight);
 }
 
-void cpu_weight_destroy_all(kernels_device *device)
-{
+void cpu_weight_destroy_all(kernels_device *device) {
     while (device->weights != NULL) {
         cpu_weight_destroy(device, device->weights);
     }
 }
 
 /* Where element (output, input) lies, counted in elements. */
-static size_t element_at(const kernels_weight *weight, bool bf16, size_t output, size_t input)
-{
+static size_t element_at(const kernels_weight *weight, bool bf16, size_t output, size_t input) {
     size_t panel = output / CPU_PANEL * weight->n_words * CPU_PANEL;
     size_t lane = output % CPU_PANEL;
     return bf16 ? (panel + input / 2 * CPU_PANEL + lane) * 2 + input % 2 : panel + input * CPU_PANEL + lane;
@@ -94,8 +88,7 @@ typedef struct pack {
     const uint8_t *rows;
 } pack;
 
-static float source_value(kernels_dtype dtype, const uint8_t *at)
-{
+static float source_value(kernels_dtype dtype, const uint8_t *at) {
     if (dtype == KERNELS_F32) {
         float x;
         memcpy(&x, at, sizeof x);
@@ -107,8 +100,7 @@ static float source_value(kernels_dtype dtype, const uint8_t *at)
 }
 
 /* One row's inputs [i0, i1). */
-static void pack_inputs(const pack *p, size_t row, size_t i0, size_t i1)
-{
+static void pack_inputs(const pack *p, size_t row, size_t i0, size_t i1) {
     const kernels_weight *weight = p->weight;
     size_t source_bytes = p->dtype == KERNELS_F32 ? 4 : 2;
     const uint8_t *from = p->rows + ((row - p->first) * weight->n_in + i0) * source_bytes;
@@ -125,8 +117,7 @@ static void pack_inputs(const pack *p, size_t row, size_t i0, size_t i1)
     }
 }
 
-static void pack_panel(void *context, size_t task, uint32_t thread)
-{
+static void pack_panel(void *context, size_t task, uint32_t thread) {
     (void)thread;
     const pack *p = context;
     size_t panel = p->first / CPU_PANEL + task;
@@ -141,8 +132,7 @@ static void pack_panel(void *context, size_t task, uint32_t thread)
 }
 
 perch_status cpu_weight_set_rows(kernels_device *device, kernels_weight *weight, uint32_t first, uint32_t n,
-                                 kernels_dtype dtype, const void *rows, perch_error *err)
-{
+                                 kernels_dtype dtype, const void *rows, perch_error *err) {
     if (first > weight->n_out || n > weight->n_out - first) {
         return err_set(err, PERCH_E_INVALID, "rows %u..%" PRIu64 " of a weight that has %u", first, (uint64_t)first + n,
                        weight->n_out);
@@ -155,8 +145,7 @@ perch_status cpu_weight_set_rows(kernels_device *device, kernels_weight *weight,
     return PERCH_OK;
 }
 
-void cpu_weight_row(const kernels_device *device, const kernels_weight *weight, uint32_t row, float *out)
-{
+void cpu_weight_row(const kernels_device *device, const kernels_weight *weight, uint32_t row, float *out) {
     if (device->bf16) {
         const uint16_t *from = weight->region.data;
         for (size_t i = 0; i < weight->n_in; i++) {
