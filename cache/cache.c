@@ -44,8 +44,7 @@ static bool compute_sizes(const cache_config *config, sizes *out) {
     return mul_size(n_slots, pps, &n_places) && mul_size(3, pps + n_copies, &per_slot) &&
            mul_size(n_slots, per_slot, &out->cap_commands) &&
            mul_size(out->cap_commands, sizeof(kv_command), &out->commands) &&
-           mul_size(n_places, sizeof(uint32_t), &out->places) &&
-           mul_size(n_slots, sizeof(cache_slot), &out->slots) &&
+           mul_size(n_places, sizeof(uint32_t), &out->places) && mul_size(n_slots, sizeof(cache_slot), &out->slots) &&
            mul_size(config->n_pages, sizeof(cache_page), &out->pages);
 }
 
@@ -58,7 +57,8 @@ static perch_status check_config(const cache_config *config, perch_error *err) {
     }
     uint32_t pages_per_slot = cache_pages_per_slot(config);
     if (pages_per_slot == 0) {
-        return err_set(err, PERCH_E_INVALID, "cache: session_len %u with %llu bytes a group is more than can be addressed",
+        return err_set(err, PERCH_E_INVALID,
+                       "cache: session_len %u with %llu bytes a group is more than can be addressed",
                        config->session_len, (unsigned long long)config->group_bytes);
     }
     if (config->n_pages < pages_per_slot || config->n_pages == CACHE_NO_PAGE) {
@@ -176,7 +176,7 @@ static bool plan_growth(const cache *c, const cache_entry *e, uint32_t n_tokens,
 
 bool cache_can_hold(const cache *c, const cache_entry *e, uint32_t n_tokens, uint32_t reserved) {
     cache_growth growth;
-    if (n_tokens > c->config.session_len || (!e->pinned && e->slot == CACHE_NO_SLOT && !slot_available(c)) ||
+    if (n_tokens > c->config.session_len || (!e->pinned && !slot_available(c)) ||
         !plan_growth(c, e, n_tokens, reserved, &growth)) {
         return false;
     }

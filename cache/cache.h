@@ -43,8 +43,8 @@ typedef struct cache_config {
 
 typedef struct cache_stats {
     uint32_t n_pages, n_free;
-    uint32_t n_pinned;           /* pages with a pinned owner */
-    uint32_t n_idle;             /* pages with idle owners only: n_free + n_pinned + n_idle = n_pages */
+    uint32_t n_pinned; /* pages with a pinned owner */
+    uint32_t n_idle;   /* pages with idle owners only: n_free + n_pinned + n_idle = n_pages */
     uint32_t n_slots, n_slots_pinned;
     uint64_t n_resident_entries; /* idle entries that hold pages */
     /* Since create. evictions: times that an entry lost valid KV to someone else, at most one each for a call that evicts;
@@ -78,7 +78,7 @@ bool cache_entry_pinned(const cache_entry *e);
 /*
  * Would pin + extend(n_tokens) succeed now, if `reserved` of the pages that are free or idle are left alone? The entry may
  * be pinned or idle (and need not be reserved yet); slots, room for commands and copy-on-write are counted.
- * O(1) for a pinned entry, O(its pages) for an idle one.
+ * `reserved` holds for this question alone: extend knows nothing of it. O(pages of an idle entry, or that the write touches).
  */
 bool cache_can_hold(const cache *c, const cache_entry *e, uint32_t n_tokens, uint32_t reserved);
 

@@ -11,7 +11,7 @@ typedef struct recount {
     uint32_t *pinned; /* [n_pages] */
     uint32_t *mapped; /* [n_pages] places */
     uint32_t *live;   /* [n_pages] of which live */
-    uint64_t *xor;    /* [n_pages] of the places */
+    uint64_t * xor ;  /* [n_pages] of the places */
     uint8_t *free;    /* [n_pages] is in the free list */
 } recount;
 
@@ -111,7 +111,7 @@ static const char *check_places(const cache *c, recount *n) {
         n_mapped++;
         n->mapped[page]++;
         n->live[page] += slot_place_live(c, place);
-        n->xor[page] ^= place;
+        n->xor [page] ^= place;
     }
     return n_mapped != c->n_mapped                         ? "the number of mapped places is wrong"
            : c->n_commands + c->n_mapped > c->cap_commands ? "the command list could overflow"
@@ -139,7 +139,7 @@ static const char *check_pages(const cache *c, const recount *n) {
         if ((p->n_owners == 0) != n->free[page]) {
             return "a page without an owner is not in the free list, or one with an owner is";
         }
-        if (p->n_places != n->mapped[page] || p->places_xor != n->xor[page]) {
+        if (p->n_places != n->mapped[page] || p->places_xor != n->xor [page]) {
             return "a page does not know where it is mapped";
         }
         if (n->live[page] < n->mapped[page] && n->mapped[page] > 1) {
@@ -154,10 +154,11 @@ static const char *check_pages(const cache *c, const recount *n) {
 
 const char *cache_check(const cache *c) {
     size_t n_pages = c->config.n_pages;
-    recount n = {calloc(n_pages, sizeof *n.owners), calloc(n_pages, sizeof *n.pinned), calloc(n_pages, sizeof *n.mapped),
-                 calloc(n_pages, sizeof *n.live),   calloc(n_pages, sizeof *n.xor),    calloc(n_pages, sizeof *n.free)};
+    recount n = {calloc(n_pages, sizeof *n.owners), calloc(n_pages, sizeof *n.pinned),
+                 calloc(n_pages, sizeof *n.mapped), calloc(n_pages, sizeof *n.live),
+                 calloc(n_pages, sizeof *n.xor),    calloc(n_pages, sizeof *n.free)};
     const char *broken = "out of memory for the check";
-    if (n.owners && n.pinned && n.mapped && n.live && n.xor && n.free) {
+    if (n.owners && n.pinned && n.mapped && n.live && n.xor &&n.free) {
         broken = check_entries(c, &n);
         broken = broken ? broken : check_slots(c);
         broken = broken ? broken : check_places(c, &n);

@@ -102,7 +102,8 @@ void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens) {
 
 perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint32_t n_tokens, perch_error *err) {
     if (child->pinned || child->n_pages > 0) {
-        return err_set(err, PERCH_E_INVALID, "the child of a fork must be empty and idle: it has %u pages", child->n_pages);
+        return err_set(err, PERCH_E_INVALID, "the child of a fork must be empty and idle: it has %u pages",
+                       child->n_pages);
     }
     uint32_t n_valid = n_tokens < parent->n_valid ? n_tokens : parent->n_valid;
     if (n_valid == 0) {

@@ -19,6 +19,7 @@ static inline void list_push_front(list_link *sentinel, list_link *link) {
     sentinel->next = link;
 }
 
+/* In front of whatever follows the last one: the sentinel. */
 static inline void list_push_back(list_link *sentinel, list_link *link) { list_push_front(sentinel->prev, link); }
 
 static inline void list_remove(list_link *link) {

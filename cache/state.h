@@ -90,11 +90,11 @@ void pool_unmapped(cache *c, uint32_t page);          /* its last place is gone:
 
 /* --- slot.c: who holds a slot, what is mapped where, the commands. O(1) unless it says otherwise */
 void slot_init(cache *c);
-bool slot_available(const cache *c);               /* is one free or held by an idle entry? */
-void slot_assign(cache *c, cache_entry *e);        /* an available one; maps e's pages. O(pages of e and the old holder) */
-void slot_pin(cache *c, uint32_t slot);            /* its idle holder is pinned now */
-void slot_unpin(cache *c, uint32_t slot);          /* its holder is idle now, most recently used */
-void slot_release(cache *c, cache_entry *idle);    /* free again; idle holds no page any more */
+bool slot_available(const cache *c);            /* is one free or held by an idle entry? */
+void slot_assign(cache *c, cache_entry *e);     /* an available one; maps e's pages. O(pages of e and the old holder) */
+void slot_pin(cache *c, uint32_t slot);         /* its idle holder is pinned now */
+void slot_unpin(cache *c, uint32_t slot);       /* its holder is idle now, most recently used */
+void slot_release(cache *c, cache_entry *idle); /* free again; idle holds no page any more */
 uint32_t slot_mapped(const cache *c, uint32_t slot, uint32_t index); /* page or CACHE_NO_PAGE */
 void slot_map(cache *c, uint32_t slot, uint32_t index, uint32_t page);
 void slot_abandon(cache *c, uint32_t slot, uint32_t index); /* the place goes stale */
@@ -105,9 +105,10 @@ void commands_copy(cache *c, uint32_t page, uint32_t source);
 
 /* --- entry.c */
 void entry_drop_last(cache *c, cache_entry *e); /* lets go of its last page */
-void entry_settle(cache *c, cache_entry *e);    /* after drops: an idle entry without pages leaves LRU, slot, page array */
+void entry_settle(cache *c, cache_entry *e); /* after drops: an idle entry without pages leaves LRU, slot, page array */
 
 /* --- evict.c. O(pages evicted) */
-void evict_for(cache *c, const cache_entry *e, cache_growth *growth); /* until n_need pages are free: plan_growth found so */
+void evict_for(cache *c, const cache_entry *e,
+               cache_growth *growth); /* until n_need pages are free: plan_growth found so */
 
 #endif
