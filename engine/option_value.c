@@ -248,7 +248,7 @@ static perch_status parse_path(const option *o, const char *text, perch_options 
 }
 
 perch_status option_parse(const option *o, const char *text, perch_options *options, perch_error *err) {
-    option_value value;
+    option_value value = {0};
     bool overflow = false;
     if (o->kind == OPTION_WORD) {
         return parse_word(o, text, options, err);

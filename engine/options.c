@@ -89,7 +89,7 @@ static const option table[] = {
      FIELD(cache_bytes), .kind = OPTION_U64, .sized = true, RANGE(0, 18446744073709551615)},
     {INFO("cache", "page_bytes", "bytes | auto", "auto", "Size of a page; a multiple of the device's granularity."),
      FIELD(page_bytes), .kind = OPTION_U64, .sized = true, .automatic = true, .fits = is_page_size,
-     .info.range = "a power of two 4K..1G"},
+     .info.range = "4K..1G, powers of two"},
 
     {INFO("sampling", "temperature", "real | auto", "auto",
           "Default of requests, as all of this section; 0 is greedy; auto is generation_config.json's, else greedy."),

@@ -144,7 +144,7 @@ typedef struct perch_options {
 typedef struct perch_option_info {
     const char *section;
     const char *key;
-    const char *type;          /* "integer", "real", "bytes", "path", or the words allowed, as "a | b" */
+    const char *type;          /* "integer", "real", "bytes" (each perhaps " | auto"), "path", or the words, as "a | b" */
     const char *range;         /* e.g. "1..4096"; "" where the type says it all */
     const char *default_value; /* as perch_options_set would take it */
     const char *help;          /* one sentence */
