@@ -1,6 +1,6 @@
 /*
- * cache: the sequence cache as the engine sees it, put together from pages (pool.c), slots (slot.c), entries (entry.c) and
- * eviction (evict.c): how large everything is, and how an entry is pinned, grows, and becomes idle.
+ * cache: the sequence cache as the engine sees it, put together from pages (pool.c), slots (slot.c), entries (entry.c)
+ * and eviction (evict.c): how large everything is, and how an entry is pinned, grows, and becomes idle.
  */
 #include "cache/state.h"
 
@@ -10,13 +10,9 @@
 
 static uint64_t ceil_div(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
 
-/* Pages that hold the first n_groups groups. */
-static uint64_t pages_of_groups(const cache_config *config, uint64_t n_groups) {
-    return ceil_div(n_groups * config->group_bytes, config->page_bytes);
-}
-
 uint32_t cache_pages_for(const cache *c, uint32_t n_tokens) {
-    return (uint32_t)pages_of_groups(&c->config, ceil_div(n_tokens, KV_GROUP_TOKENS));
+    uint64_t n_groups = ceil_div(n_tokens, KV_GROUP_TOKENS);
+    return (uint32_t)ceil_div(n_groups * c->config.group_bytes, c->config.page_bytes);
 }
 
 uint32_t cache_pages_per_slot(const cache_config *config) {
@@ -34,8 +30,9 @@ typedef struct sizes {
 } sizes;
 
 /*
- * The command list is long enough for a step in which every slot is pinned anew and filled to its end, with the group that is
- * partly valid copied, on top of an UNMAP of everything that was mapped before (state.h has the invariant).
+ * The command list is long enough for a step in which every slot is pinned anew and filled to its end, and the pages of
+ * the partly valid group copied: for each place a MAP, room for the UNMAP that may follow, and room for the UNMAP of
+ * what was mapped there before; for each copy its COPY, MAP and UNMAP.
  */
 static bool compute_sizes(const cache_config *config, sizes *out) {
     size_t n_slots = config->n_slots, n_places, per_slot, pps = cache_pages_per_slot(config);
@@ -61,7 +58,10 @@ static perch_status check_config(const cache_config *config, perch_error *err) {
                        "cache: session_len %u with %llu bytes a group is more than can be addressed",
                        config->session_len, (unsigned long long)config->group_bytes);
     }
-    if (config->n_pages < pages_per_slot || config->n_pages == CACHE_NO_PAGE) {
+    if (config->n_pages == CACHE_NO_PAGE) {
+        return err_set(err, PERCH_E_INVALID, "cache: n_pages is %u, more than can be numbered", config->n_pages);
+    }
+    if (config->n_pages < pages_per_slot) {
         return err_set(err, PERCH_E_INVALID, "cache: n_pages is %u, but one sequence of session_len %u takes %u",
                        config->n_pages, config->session_len, pages_per_slot);
     }
@@ -142,13 +142,13 @@ static uint32_t count_idle_pages(const cache *c, const cache_entry *e) {
 }
 
 /*
- * What it takes to write the entry's tokens [n_valid, n_tokens), it being pinned. True if that can be had from the free and the
- * idle pages without `reserved` of them.
+ * What it takes to write the entry's tokens [n_valid, n_tokens) once it is pinned. True if that can be had from the
+ * free and the idle pages without `reserved` of them.
  *
- * A page that the write touches and others own too must be copied if one of them is pinned. If they all are idle it may be
- * copied, but does not have to be: in the worst case eviction gets to them, and the page is the entry's own. Every page that is
- * neither free nor pinned can be freed by evicting all its owners. So new pages + copies that must be made, against free + idle
- * ones, is exact, although evicting one idle entry may free nothing.
+ * A page that the write touches and that others own, too, must be copied if one of them is pinned. If they all are idle
+ * it may be copied but need not be: in the worst case eviction takes it from all of them, and it is the entry's own. In
+ * the same worst case every page without a pinned owner is free. So "new pages + copies that must be made <= free +
+ * idle pages" is exact, although evicting one idle entry may free nothing.
  */
 static bool plan_growth(const cache *c, const cache_entry *e, uint32_t n_tokens, uint32_t reserved, cache_growth *out) {
     uint32_t n_written = n_tokens > e->n_valid ? cache_pages_for(c, n_tokens) : 0;

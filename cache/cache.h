@@ -1,25 +1,25 @@
 /*
  * cache: who owns which page of KV memory.
  *
- * Theory of operation. Physical memory is `n_pages` pages, each reference-counted. A sequence's share of the cache is an
- * *entry*: an array of the pages that hold its KV from position 0 on, and `n_valid`, how many of its tokens have KV in
- * them. Group g (16 tokens) of an entry lies at bytes [g, g+1) * group_bytes of the entry's pages laid end to end; pages
- * need not end where groups end.
+ * Theory of operation. Physical memory is `n_pages` pages, each reference-counted. A sequence's share of the cache is
+ * an *entry*: an array of the pages that hold its KV from position 0 on, and `n_valid`, how many of its tokens have KV
+ * in them. Group g (16 tokens) of an entry lies at bytes [g, g+1) * group_bytes of the entry's pages laid end to end;
+ * pages need not end where groups end.
  *
- * An entry in use by the batch is *pinned* and has a *slot*, a virtual range under which its pages are mapped in order. An
- * idle entry keeps its pages and, while no one else needs it, its slot; idle entries form one LRU list. When pages run out,
- * the least recently used idle entry loses pages from its tail until there is enough: what is left is a valid prefix. When
- * slots run out the least recently used idle holder of a slot loses its slot, not its pages.
+ * An entry in use by the batch is *pinned* and has a *slot*, a virtual range under which its pages are mapped in order.
+ * An idle entry keeps its pages and, while no one else needs it, its slot; idle entries form one LRU list. When pages
+ * run out, the least recently used idle entry loses pages from its tail until there is enough: what is left is a valid
+ * prefix. When slots run out the least recently used idle holder of a slot loses its slot, not its pages.
  *
- * Pages are shared between entries by fork, and copied before the first write (any page that holds a byte of a group which
- * is about to be written and has more than one owner).
+ * Pages are shared between entries by fork, and copied before the first write (any page that holds a byte of a group
+ * which is about to be written and has more than one owner).
  *
- * A page whose last owner let go of it stays mapped where it was until somebody needs it. One page is never mapped at two
- * places except under the slots of several owners.
+ * A page whose last owner let go of it stays mapped where it was until somebody needs it. One page is never mapped at
+ * two places except under the slots of several owners.
  *
- * The cache follows no device pointer: it decides, and appends kv_commands to a list that the engine executes before the
- * forward pass. Every operation is O(1) or O(pages that it moves). Nothing allocates but create, entry_create, entry_reserve and
- * fork. Not thread-safe: the engine calls it under its lock.
+ * The cache follows no device pointer: it decides, and appends kv_commands to a list that the engine executes before
+ * the forward pass. Every operation is O(1) or O(pages that it moves). Nothing allocates but create, entry_create,
+ * entry_reserve and fork. Not thread-safe: the engine calls it under its lock.
  */
 #ifndef PERCH_CACHE_CACHE_H
 #define PERCH_CACHE_CACHE_H
@@ -47,8 +47,10 @@ typedef struct cache_stats {
     uint32_t n_idle;   /* pages with idle owners only: n_free + n_pinned + n_idle = n_pages */
     uint32_t n_slots, n_slots_pinned;
     uint64_t n_resident_entries; /* idle entries that hold pages */
-    /* Since create. evictions: times that an entry lost valid KV to someone else, at most one each for a call that evicts;
-     * evicted_pages: pages that carried it. Spare pages that are taken from an idle entry are not counted. */
+    /*
+     * Since create. evictions: times that an entry lost valid KV to someone else, at most one each for a call that evicts;
+     * evicted_pages: pages that carried it. Spare pages that are taken from an idle entry are not counted.
+     */
     uint64_t evictions, evicted_pages, copied_pages, maps, unmaps;
 } cache_stats;
 
@@ -63,8 +65,8 @@ perch_status cache_entry_create(cache *c, cache_entry **out, perch_error *err);
 void cache_entry_destroy(cache *c, cache_entry *e);
 
 /*
- * Gives the entry its page array (pages_per_slot numbers), which pin and extend need; released again when the entry holds
- * no page, is unpinned and entry_release was called as often as entry_reserve. Host calls only: it allocates.
+ * Gives the entry its page array (pages_per_slot numbers), which pin and extend need; released again when the entry
+ * holds no page, is unpinned and entry_release was called as often as entry_reserve. Host calls only: it allocates.
  */
 perch_status cache_entry_reserve(cache *c, cache_entry *e, perch_error *err);
 void cache_entry_release(cache *c, cache_entry *e);
@@ -76,54 +78,57 @@ uint32_t cache_entry_slot(const cache_entry *e);        /* CACHE_NO_SLOT if it h
 bool cache_entry_pinned(const cache_entry *e);
 
 /*
- * Would pin + extend(n_tokens) succeed now, if `reserved` of the pages that are free or idle are left alone? The entry may
- * be pinned or idle (and need not be reserved yet); slots, room for commands and copy-on-write are counted.
- * `reserved` holds for this question alone: extend knows nothing of it. O(pages of an idle entry, or that the write touches).
+ * Would pin + extend(n_tokens) succeed now, if `reserved` of the pages that are free or idle are left alone? The entry
+ * may be pinned or idle (and need not be reserved yet); slots, room for commands and copy-on-write are counted.
+ * `reserved` holds for this question alone: extend knows nothing of it. O(pages of an idle entry, or that the write
+ * touches).
  */
 bool cache_can_hold(const cache *c, const cache_entry *e, uint32_t n_tokens, uint32_t reserved);
 
 /*
- * Pins an idle, reserved entry, finds it a slot and maps its pages. E_AGAIN: every slot is pinned, or the command list is full
- * (see cache_commands); nothing changed. E_INVALID: pinned already, or without a page array.
+ * Pins an idle, reserved entry, finds it a slot and maps its pages. E_AGAIN: every slot is pinned, or the command list
+ * is full (see cache_commands); nothing changed. E_INVALID: pinned already, or without a page array.
  */
 perch_status cache_pin(cache *c, cache_entry *e);
 
 /*
- * Makes the pinned entry ready for its tokens [n_valid, n_tokens) to be written: pages for all n_tokens exist, are mapped,
- * and those that the write touches are its own. Evicts idle entries as needed, free pages go first. E_AGAIN: not enough free
- * or idle pages, or the command list is full (nothing changed, not even evictions). E_INVALID: not pinned. E_TOO_LONG.
+ * Makes the pinned entry ready for its tokens [n_valid, n_tokens) to be written: pages for all n_tokens exist, are
+ * mapped, and those that the write touches are its own. Evicts idle entries as needed, free pages go first. E_AGAIN:
+ * not enough free or idle pages, or the command list is full (nothing changed, not even evictions). E_INVALID: not
+ * pinned. E_TOO_LONG.
  *
- * It grows by whole chunks; where just the rounding doesn't fit, by the pages that are needed. chunk_pages 0 is no rounding:
- * the slot is filled to its end or the call fails. A page that is shared with idle entries alone needs no free page: where
- * there is none, they are evicted and it is the entry's own.
+ * It grows by whole chunks; where just the rounding doesn't fit, by the pages that are needed. chunk_pages 0 is no
+ * rounding: the slot is filled to its end or the call fails. A page that is shared with idle entries alone needs no
+ * free page: where there is none, they are evicted and it is the entry's own.
  */
 perch_status cache_extend(cache *c, cache_entry *e, uint32_t n_tokens);
 
-/* The KV of tokens [0, n_valid) is now written. At most what extend made room for (more counts as that much). */
+/* The KV of tokens [0, n_valid) is now written: from what was valid to what extend made room for, else clamped. */
 void cache_commit(cache_entry *e, uint32_t n_valid);
 
 /* Idle again, most recently used. Keeps pages and slot until someone needs them. */
 void cache_unpin(cache *c, cache_entry *e);
 
-/* Only the first n_tokens count from now on (n_valid = min); pages wholly behind their groups are freed. Pinned or idle. */
+/* Only the first n_tokens count from now on (n_valid = min); pages wholly behind their groups are freed. In any state. */
 void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens);
 
 /*
- * child (empty, idle) gets the parent's first min(n_tokens, n_valid) tokens by sharing the pages that hold them. The parent
- * may be pinned. The child is most recently used, without a slot. Reserves the child's page array as entry_reserve does and releases it again. E_NOMEM, E_INVALID (the child is not
- * empty and idle): nothing changed.
+ * child (empty, idle) gets the parent's first min(n_tokens, n_valid) tokens by sharing the pages that hold them; it is
+ * most recently used, without a slot. The parent may be pinned, and may still write what extend made ready: that lies
+ * behind the child's tokens. Reserves the child's page array as entry_reserve does and releases it again. E_NOMEM,
+ * E_INVALID (the child is not empty and idle): nothing changed.
  */
 perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint32_t n_tokens, perch_error *err);
 
 /*
- * The least recently used idle entry loses pages from its tail until it has keep_pages (or none, if those would hold no whole
- * group). False: there is no idle entry, or it has no more than that. For tests and hosts' own policies.
+ * The least recently used idle entry loses pages from its tail until it has keep_pages (or none, if those would hold no
+ * whole group). False: there is no idle entry, or it has no more than that. For tests and hosts' own policies.
  */
 bool cache_evict_one(cache *c, uint32_t keep_pages);
 
 /*
- * The commands since the last clear, in order; borrowed until the next call that changes the cache. The list has room for
- * pinning every slot anew and filling it, once between two clears; beyond that, pin and extend return E_AGAIN. The
+ * The commands since the last clear, in order; borrowed until the next call that changes the cache. The list has room
+ * for pinning every slot anew and filling it, once between two clears; beyond that, pin and extend return E_AGAIN. The
  * operations that can't fail always have room.
  */
 const kv_command *cache_commands(const cache *c, size_t *n);
@@ -131,7 +136,7 @@ void cache_commands_clear(cache *c);
 
 void cache_stats_get(const cache *c, cache_stats *out);
 
-/* Host bytes cache_create takes, for the memory plan; 0 where it would fail. Most of them are touched only when used. */
+/* Host bytes cache_create takes, for the memory plan; 0 where it would fail. Most are touched only when used. */
 uint64_t cache_host_bytes(const cache_config *config);
 
 /* Checks every invariant in O(everything): NULL, or a static sentence that says which is broken. For tests. */

@@ -1,6 +1,6 @@
 /*
- * cache_check: every invariant of the cache, counted afresh from the entries and held against what the cache keeps. For tests;
- * O(pages + places), and it allocates.
+ * cache_check: every invariant of the cache, counted afresh from the entries and held against what the cache keeps. For
+ * tests; O(pages + places), and it allocates.
  */
 #include "cache/state.h"
 

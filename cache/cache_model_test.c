@@ -1,10 +1,10 @@
 /*
  * cache_model_test: the cache under random operations, against a naive model of its rules and a simulated device.
  *
- * The model keeps each entry's tokens and its pages as plain numbers, and answers every question by scanning all of them.
- * The device is an array of pages and a table of what is mapped where; it executes the emitted commands and nothing else
- * touches it but writes and reads through the slots, as kernels do. Each token's KV is a stamp of its own, spread over its group,
- * so that aliasing, a missing copy, a stale mapping or a lost page shows as a wrong stamp.
+ * The model keeps each entry's tokens and its pages as plain numbers, and answers every question by scanning all of
+ * them. The device is an array of pages and a table of what is mapped where; it executes the emitted commands and
+ * nothing else touches it but writes and reads through the slots, as kernels do. Each token's KV is a stamp of its own,
+ * spread over its group, so that aliasing, a missing copy, a stale mapping or a lost page shows as a wrong stamp.
  */
 #include "cache/state.h"
 #include "tests/support/check.h"
@@ -80,7 +80,7 @@ static uint32_t model_pages_for(const model *m, uint32_t n_tokens) {
     return (uint32_t)((bytes + m->config.page_bytes - 1) / m->config.page_bytes);
 }
 
-/* Entries (only_pinned: pinned ones) that own the page. It is at the same index in all, since forks share from the front. */
+/* Entries (only_pinned: pinned ones) that own the page: at the same index in all, since forks share from the front. */
 static uint32_t owners_of(const model *m, const twin *of, uint32_t index, bool only_pinned) {
     uint32_t n = 0;
     for (int i = 0; i < MAX_ENTRIES; i++) {
@@ -394,7 +394,7 @@ static void step(run *r) {
             }
             cache_commit(t->e, n);
             t->n_valid = n;
-            t->writing = false;
+            t->writing = n < t->n_target; /* as a prompt that is computed over several steps */
         }
     }
     for (uint32_t i = 0; i < MAX_ENTRIES && !r->failed; i++) {
@@ -446,8 +446,8 @@ static void compare(run *r) {
 /* ----------------------------------------------------------- operations -- */
 
 /*
- * May pin or extend of the entry find the command list full? Only if, since the last step, some slot was or will be pinned or
- * extended for the second time, or was truncated.
+ * May pin or extend of the entry find the command list full? Only if, since the last step, some slot was or will be
+ * pinned or extended for the second time, or was truncated.
  */
 static bool list_may_be_full(const run *r, const twin *asking) {
     bool pinned[MAX_SLOTS] = {false};

@@ -131,7 +131,7 @@ static void create_refuses_what_makes_no_sense(void) {
         {{.page_bytes = 100, .group_bytes = 100, .n_pages = 10, .n_slots = 0, .session_len = 160}, "n_slots"},
         {{.page_bytes = 100, .group_bytes = 100, .n_pages = 10, .n_slots = 1, .session_len = 0}, "session_len"},
         {{.page_bytes = 100, .group_bytes = 100, .n_pages = 9, .n_slots = 1, .session_len = 160}, "n_pages is 9"},
-        {{.page_bytes = 100, .group_bytes = 100, .n_pages = UINT32_MAX, .n_slots = 1, .session_len = 160}, "n_pages"},
+        {{.page_bytes = 100, .group_bytes = 100, .n_pages = UINT32_MAX, .n_slots = 1, .session_len = 160}, "numbered"},
         {{.page_bytes = 1, .group_bytes = UINT64_MAX / 4, .n_pages = 9, .n_slots = 1, .session_len = 160}, "addressed"},
         {{.page_bytes = 1, .group_bytes = UINT32_MAX, .n_pages = 9, .n_slots = 1, .session_len = 160}, "addressed"},
         {{.page_bytes = 1,
@@ -245,6 +245,8 @@ static void misuse_is_a_status(void) {
     expect_entry(&f, 0, 0, 0);
     CU_ASSERT_EQUAL(cache_extend(f.c, f.e[0], 20), PERCH_OK);
     cache_commit(f.e[0], 30);
+    expect_entry(&f, 0, 20, 2);
+    cache_commit(f.e[0], 10);
     expect_entry(&f, 0, 20, 2);
     cache_unpin(f.c, f.e[1]); /* not pinned: nothing happens */
     CU_ASSERT_EQUAL(cache_fork(f.c, f.e[0], f.e[0], 20, &err), PERCH_E_INVALID);

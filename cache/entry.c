@@ -82,7 +82,11 @@ void entry_settle(cache *c, cache_entry *e) {
     free_array_if_unused(e);
 }
 
-void cache_commit(cache_entry *e, uint32_t n_valid) { e->n_valid = n_valid < e->n_ready ? n_valid : e->n_ready; }
+void cache_commit(cache_entry *e, uint32_t n_valid) {
+    uint32_t written = n_valid < e->n_ready ? n_valid : e->n_ready;
+    /* Never less than before: a page may be shared by now, and what was ready must lie behind the valid tokens. */
+    e->n_valid = e->n_valid > written ? e->n_valid : written;
+}
 
 void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens) {
     if (n_tokens >= c->config.session_len) {

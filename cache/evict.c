@@ -11,7 +11,10 @@ static void take_last(cache *c, cache_entry *v, const cache_entry *grower, cache
     }
 }
 
-/* v has keep pages at most, or growth (NULL: none) has enough. Counted only where KV was lost, not merely spare pages. */
+/*
+ * Takes pages from v's tail until it has keep, or growth (may be NULL) has enough; then what holds no whole group goes,
+ * too. It counts as an eviction where KV was lost, not merely spare pages.
+ */
 static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *grower, cache_growth *growth) {
     uint32_t n_carrying = cache_pages_for(c, v->n_valid);
     while (v->n_pages > keep && !(growth && c->n_free >= growth->n_need)) {
@@ -22,7 +25,7 @@ static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *
         take_last(c, v, grower, growth);
     }
     if (v->n_pages < n_carrying) {
-        /* n_whole groups are fewer than n_valid's, so this fits. */
+        /* Fewer whole groups than n_valid's tokens lay in. */
         v->n_valid = (uint32_t)n_whole * KV_GROUP_TOKENS;
         v->n_evictions++;
         c->evictions++;
@@ -31,9 +34,9 @@ static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *
     entry_settle(c, v);
 }
 
-void evict_for(cache *c, const cache_entry *e, cache_growth *growth) {
+void evict_for(cache *c, const cache_entry *grower, cache_growth *growth) {
     while (c->n_free < growth->n_need) {
-        shorten(c, (cache_entry *)c->lru.next, 0, e, growth);
+        shorten(c, (cache_entry *)c->lru.next, 0, grower, growth);
     }
 }
 

@@ -1,4 +1,4 @@
-/* pool: the physical pages: who owns them, who has them pinned, which are free. Everything is a counter or a list of links. */
+/* pool: the physical pages: who owns them, who has them pinned, which are free. All of it counters and one list. */
 #include "cache/state.h"
 
 void pool_init(cache *c) {

@@ -1,7 +1,7 @@
 /*
- * slot: the virtual ranges. Which entry holds each, which page is mapped at each place, and the commands that bring the device to
- * the same state. Unmapping is put off until the page is wanted elsewhere: often the place is mapped over before, or the
- * page is taken again right where it is.
+ * slot: the virtual ranges. Which entry holds each, which page is mapped at each place, and the commands that bring the
+ * device to the same state. Unmapping is put off until the page is wanted elsewhere: often the place is mapped over
+ * before, or the page is taken again right where it is.
  */
 #include "cache/state.h"
 

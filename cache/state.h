@@ -1,15 +1,15 @@
 /*
  * state: what the cache consists of, and what its files offer one another. Private to cache/.
  *
- * A *place* is one page-sized part of a slot's virtual range. c->places says what is mapped where once the commands so far are
- * executed. A place is *live* if the holder of its slot has just that page at that index; every other mapping is *stale*: a
- * leftover that nobody reads through. Kept at all times:
+ * A *place* is one page-sized part of a slot's virtual range. c->places says what is mapped where once the commands so
+ * far are executed. A place is *live* if the holder of its slot has just that page at that index; every other mapping
+ * is *stale*: a leftover that nobody reads through. Kept at all times:
  *
  *   - An entry that holds a slot has all its pages mapped there.
- *   - A page that is mapped at a stale place is mapped nowhere else. So a free page has at most one place, and stale mappings
- *     never make the process look larger than its pages.
- *   - n_commands + n_mapped <= cap_commands: for every mapped place there is room for the UNMAP that may follow, so that the
- *     operations which can't fail (truncate, destroy, evict) never lack it.
+ *   - A page that is mapped at a stale place is mapped nowhere else. So a free page has at most one place, and stale
+ *     mappings never make the process look larger than its pages.
+ *   - n_commands + n_mapped <= cap_commands: for every mapped place there is room for the UNMAP that may follow, so that
+ *     the operations which can't fail (truncate, destroy, evict) never lack it.
  */
 #ifndef PERCH_CACHE_STATE_H
 #define PERCH_CACHE_STATE_H
@@ -104,11 +104,10 @@ bool commands_fit(const cache *c, uint64_t n_maps, uint64_t n_copies); /* whatev
 void commands_copy(cache *c, uint32_t page, uint32_t source);
 
 /* --- entry.c */
-void entry_drop_last(cache *c, cache_entry *e); /* lets go of its last page */
-void entry_settle(cache *c, cache_entry *e); /* after drops: an idle entry without pages leaves LRU, slot, page array */
+void entry_drop_last(cache *c, cache_entry *e); /* lets go of its last page; O(1) */
+void entry_settle(cache *c, cache_entry *e);    /* after that: idle and without pages it leaves LRU list and slot */
 
-/* --- evict.c. O(pages evicted) */
-void evict_for(cache *c, const cache_entry *e,
-               cache_growth *growth); /* until n_need pages are free: plan_growth found so */
+/* --- evict.c. Frees pages until there are growth->n_need, which plan_growth found to be possible. O(pages evicted) */
+void evict_for(cache *c, const cache_entry *grower, cache_growth *growth);
 
 #endif
