@@ -42,6 +42,12 @@ void checkpoint_drop(const checkpoint *c, const checkpoint_tensor *t, const uint
     (void)madvise(file->map + begin, end - begin, MADV_DONTNEED);
 }
 
+static char *copy_text(const char *text) {
+    size_t n = strlen(text) + 1;
+    char *copy = malloc(n);
+    return copy ? memcpy(copy, text, n) : NULL;
+}
+
 void checkpoint_close(checkpoint *c) {
     for (size_t i = 0; i < c->n_files; i++) {
         if (c->files) {
@@ -119,7 +125,7 @@ static perch_status list_files(json_t *weight_map, const char *path, checkpoint 
             return err_set(err, PERCH_E_FORMAT, "%s: weight_map: %.128s: \"%.128s\" is not the name of a file beside it",
                            path, tensor, name ? name : "");
         }
-        if (!(c->file_names[c->n_files] = strdup(name))) {
+        if (!(c->file_names[c->n_files] = copy_text(name))) {
             return err_nomem(err, "a file's name");
         }
         c->n_files++;
@@ -177,7 +183,7 @@ perch_status checkpoint_open(const char *dir, checkpoint *out, perch_error *err)
     }
     if (access(path, F_OK) == 0) {
         out->file_names = calloc(1, sizeof *out->file_names);
-        if (!out->file_names || !(out->file_names[0] = strdup(single_name))) {
+        if (!out->file_names || !(out->file_names[0] = copy_text(single_name))) {
             status = err_nomem(err, "a file's name");
             goto done;
         }

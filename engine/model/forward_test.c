@@ -1,0 +1,269 @@
+/* forward: logits against Hugging Face transformers (tests/goldens/model), however the tokens are cut into passes. */
+#include "engine/model/fields.h"
+#include "engine/model/testing.h"
+#include "tests/support/reference_backend.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define GOLDENS "tests/goldens/model"
+#define TOLERANCE 1e-4
+#define MAX_TOKENS 256
+#define MAX_ROWS 32
+
+typedef struct golden {
+    char name[256];
+    char dir[300]; /* of the weights */
+    model_config config;
+    int32_t tokens[MAX_TOKENS];
+    uint32_t n_tokens;
+    uint32_t rows[MAX_ROWS]; /* positions */
+    uint32_t n_rows;
+    float *logits; /* [n_rows][vocab] */
+} golden;
+
+static void golden_load(golden *g, const char *name) {
+    char path[600];
+    char *text = NULL;
+    size_t n = 0;
+    json_t *root = NULL;
+    perch_error err = {0};
+    snprintf(g->name, sizeof g->name, "%s", name);
+    snprintf(path, sizeof path, GOLDENS "/%s.json", name);
+    CU_ASSERT_EQUAL_FATAL(fields_read_file(path, 1 << 20, &text, &n, &err), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(fields_parse(text, n, path, &root, &err), PERCH_OK);
+    free(text);
+    snprintf(g->dir, sizeof g->dir, "tests/fixtures/model/%s", json_string_value(json_object_get(root, "weights")));
+    char *config = json_dumps(json_object_get(root, "config"), 0);
+    perch_status status = model_config_parse(config, strlen(config), NULL, 0, path, &g->config, &err);
+    CHECK_MSG(status == PERCH_OK, "%s", err.message);
+    free(config);
+    const json_t *tokens = json_object_get(root, "tokens"), *rows = json_object_get(root, "rows");
+    g->n_tokens = (uint32_t)json_array_size(tokens);
+    g->n_rows = (uint32_t)json_array_size(rows);
+    CU_ASSERT_TRUE_FATAL(g->n_tokens <= MAX_TOKENS && g->n_rows <= MAX_ROWS && g->n_rows > 0);
+    for (uint32_t i = 0; i < g->n_tokens; i++) {
+        g->tokens[i] = (int32_t)json_integer_value(json_array_get(tokens, i));
+    }
+    for (uint32_t i = 0; i < g->n_rows; i++) {
+        g->rows[i] = (uint32_t)json_integer_value(json_array_get(rows, i));
+    }
+    json_decref(root);
+    snprintf(path, sizeof path, GOLDENS "/%s.f32", name);
+    CU_ASSERT_EQUAL_FATAL(fields_read_file(path, 1 << 20, &text, &n, &err), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(n, (size_t)g->n_rows * g->config.vocab_size * sizeof(float));
+    g->logits = (float *)(void *)text;
+}
+
+/* The golden's rows of the logits of all tokens, compared. */
+static double golden_difference(const golden *g, const float *all) {
+    double worst = 0;
+    for (uint32_t i = 0; i < g->n_rows; i++) {
+        size_t vocab = g->config.vocab_size;
+        double d = testing_difference(all + g->rows[i] * vocab, g->logits + i * vocab, vocab);
+        worst = d > worst ? d : worst;
+    }
+    return worst;
+}
+
+static void golden_check(const golden *g, const kernels_backend *backend) {
+    static const uint32_t chunks[] = {MAX_TOKENS, 1, 13, 64};
+    testing_model t;
+    float *first = NULL;
+    size_t bytes = (size_t)g->n_tokens * g->config.vocab_size * sizeof(float);
+    if (!testing_model_open(&t, backend, KERNELS_F32, &g->config, g->dir, g->n_tokens, MAX_TOKENS)) {
+        testing_model_close(&t);
+        return;
+    }
+    for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; i++) {
+        float *logits = testing_model_run(&t, g->tokens, g->n_tokens, chunks[i]);
+        double difference = golden_difference(g, logits);
+        CHECK_MSG(difference <= TOLERANCE, "%s on %s, %u tokens a pass: off by %.2e", g->name, backend->name, chunks[i],
+                  difference);
+        if (!first) {
+            first = logits;
+            continue;
+        }
+        CHECK_MSG(memcmp(first, logits, bytes) == 0, "%s on %s: %u tokens a pass give other bits", g->name,
+                  backend->name, chunks[i]);
+        free(logits);
+    }
+    free(first);
+    testing_model_close(&t);
+}
+
+static void each_golden(void (*visit)(const golden *g)) {
+    DIR *dir = opendir(GOLDENS);
+    unsigned n = 0;
+    CU_ASSERT_PTR_NOT_NULL_FATAL(dir);
+    for (struct dirent *entry = readdir(dir); entry; entry = readdir(dir)) {
+        char *dot = strstr(entry->d_name, ".json");
+        if (dot) {
+            golden g = {0};
+            *dot = 0;
+            golden_load(&g, entry->d_name);
+            visit(&g);
+            free(g.logits);
+            n++;
+        }
+    }
+    closedir(dir);
+    CHECK_MSG(n >= 19, "%u goldens", n);
+}
+
+static void check_on_reference(const golden *g) { golden_check(g, kernels_reference()); }
+static void check_on_cpu(const golden *g) { golden_check(g, kernels_cpu()); }
+
+static void reference_logits_are_transformers(void) { each_golden(check_on_reference); }
+static void cpu_logits_are_transformers(void) { each_golden(check_on_cpu); }
+
+/* --------------------------------------------------------------- batches -- */
+
+/* Two sequences packed token by token into the same passes, one ahead of the other, give what each gives alone. */
+static void check_packed(const golden *g) {
+    testing_model t;
+    const float *logits;
+    uint32_t vocab = g->config.vocab_size, n = g->n_tokens, lag = n / 3, rows[2] = {0, 1};
+    if (!testing_model_open(&t, kernels_cpu(), KERNELS_F32, &g->config, g->dir, n, n)) {
+        testing_model_close(&t);
+        return;
+    }
+    int32_t backwards[MAX_TOKENS];
+    for (uint32_t i = 0; i < n; i++) {
+        backwards[i] = g->tokens[n - 1 - i];
+    }
+    float *alone[2] = {testing_model_run(&t, g->tokens, n, n), testing_model_run(&t, backwards, n, n)};
+    kv_layout layout;
+    void *other = NULL;
+    model_kv_layout(&g->config, KERNELS_F32, &layout);
+    CU_ASSERT_EQUAL(t.backend->alloc(t.device, (n / KV_GROUP_TOKENS + 1) * layout.group_bytes, &other, NULL), PERCH_OK);
+    (void)testing_model_step(&t, g->tokens, 0, lag, NULL, 0);
+    for (uint32_t i = 0; lag + i < n; i++) {
+        int32_t tokens[2] = {g->tokens[lag + i], backwards[i]};
+        uint32_t positions[2] = {lag + i, i}, token_row[2] = {0, 1};
+        kernels_row batch_rows[2] = {{{.base = t.kv}, 0, 1, lag + i}, {{.base = other}, 1, 1, i}};
+        kernels_batch batch = {2, 2, tokens, positions, token_row, batch_rows};
+        CU_ASSERT_EQUAL(model_forward(t.model, &batch, rows, 2, &logits, NULL), PERCH_OK);
+        CHECK_MSG(memcmp(logits, alone[0] + (size_t)(lag + i) * vocab, vocab * sizeof(float)) == 0 &&
+                      memcmp(logits + vocab, alone[1] + (size_t)i * vocab, vocab * sizeof(float)) == 0,
+                  "%s: pass %u differs", g->name, i);
+    }
+    t.backend->free(t.device, other);
+    free(alone[0]);
+    free(alone[1]);
+    testing_model_close(&t);
+}
+
+static void packed_sequences_do_not_see_each_other(void) { each_golden(check_packed); }
+
+/* Only some tokens' logits, or none at all, leave the others' bits alone. */
+static void check_rows(const golden *g) {
+    testing_model t;
+    uint32_t vocab = g->config.vocab_size, n = g->n_tokens;
+    if (testing_model_open(&t, kernels_cpu(), KERNELS_F32, &g->config, g->dir, n, n)) {
+        float *all = testing_model_run(&t, g->tokens, n, n);
+        const float *some = testing_model_step(&t, g->tokens, 0, n, g->rows, g->n_rows);
+        for (uint32_t i = 0; i < g->n_rows; i++) {
+            CU_ASSERT_EQUAL(memcmp(some + (size_t)i * vocab, all + (size_t)g->rows[i] * vocab, vocab * sizeof(float)), 0);
+        }
+        uint32_t last = 0;
+        (void)testing_model_step(&t, g->tokens, 0, n - 1, NULL, 0);
+        const float *one = testing_model_step(&t, g->tokens, n - 1, 1, &last, 1);
+        CU_ASSERT_EQUAL(memcmp(one, all + (size_t)(n - 1) * vocab, vocab * sizeof(float)), 0);
+        free(all);
+    }
+    testing_model_close(&t);
+}
+
+static void rows_without_logits_change_nothing(void) { each_golden(check_rows); }
+
+/* bf16 has 8 bits: far from f32, but the same model; and the fast backend rounds where the reference does. */
+static void check_bf16(const golden *g) {
+    testing_model t;
+    float *logits[2] = {NULL, NULL};
+    const kernels_backend *backends[2] = {kernels_reference(), kernels_cpu()};
+    for (int i = 0; i < 2; i++) {
+        if (testing_model_open(&t, backends[i], KERNELS_BF16, &g->config, g->dir, g->n_tokens, g->n_tokens)) {
+            logits[i] = testing_model_run(&t, g->tokens, g->n_tokens, g->n_tokens);
+            double difference = golden_difference(g, logits[i]);
+            CHECK_MSG(difference < 0.1, "%s in bf16 on %s: off by %.2e", g->name, backends[i]->name, difference);
+        }
+        testing_model_close(&t);
+    }
+    if (logits[0] && logits[1]) {
+        double difference = testing_difference(logits[1], logits[0], (size_t)g->n_tokens * g->config.vocab_size);
+        CHECK_MSG(difference < 0.02, "%s in bf16: cpu and reference differ by %.2e", g->name, difference);
+    }
+    free(logits[0]);
+    free(logits[1]);
+}
+
+static void bf16_is_near(void) { each_golden(check_bf16); }
+
+/* ---------------------------------------------------------- a real model -- */
+
+static uint32_t argmax(const float *x, uint32_t n) {
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < n; i++) {
+        best = x[i] > x[best] ? i : best;
+    }
+    return best;
+}
+
+static void stories_on(const kernels_backend *backend, const char *dir, const json_t *expected) {
+    const json_t *prompt = json_object_get(expected, "prompt_ids"), *generated = json_object_get(expected, "generated_ids");
+    uint32_t n_prompt = (uint32_t)json_array_size(prompt), n = n_prompt + (uint32_t)json_array_size(generated);
+    int32_t tokens[MAX_TOKENS];
+    model_config config;
+    testing_model t = {0};
+    perch_error err = {0};
+    CU_ASSERT_TRUE_FATAL(n_prompt > 0 && n - n_prompt >= 60 && n <= MAX_TOKENS);
+    for (uint32_t i = 0; i < n_prompt; i++) {
+        tokens[i] = (int32_t)json_integer_value(json_array_get(prompt, i));
+    }
+    perch_status status = model_config_load(dir, &config, &err);
+    if (CHECK_MSG(status == PERCH_OK, "%s", err.message) &&
+        testing_model_open(&t, backend, KERNELS_F32, &config, dir, n, n)) {
+        uint32_t row = n_prompt - 1;
+        const float *logits = testing_model_step(&t, tokens, 0, n_prompt, &row, 1);
+        for (uint32_t i = n_prompt; i < n; i++) {
+            int32_t want = (int32_t)json_integer_value(json_array_get(generated, i - n_prompt));
+            tokens[i] = (int32_t)argmax(logits, config.vocab_size);
+            CHECK_MSG(tokens[i] == want, "token %u on %s is %d, not %d", i, backend->name, tokens[i], want);
+            row = 0;
+            logits = testing_model_step(&t, tokens, i, 1, &row, 1);
+        }
+    }
+    testing_model_close(&t);
+}
+
+static void stories260k_is_told_as_expected(void) {
+    const char *dir = test_shared("stories260K");
+    const char *expected_path = test_shared("stories260K/expected.json");
+    char *text = NULL;
+    size_t n = 0;
+    json_t *expected = NULL;
+    if (!dir || !expected_path) {
+        return;
+    }
+    CU_ASSERT_EQUAL_FATAL(fields_read_file(expected_path, 1 << 20, &text, &n, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(fields_parse(text, n, expected_path, &expected, NULL), PERCH_OK);
+    stories_on(kernels_reference(), dir, expected);
+    stories_on(kernels_cpu(), dir, expected);
+    json_decref(expected);
+    free(text);
+}
+
+int main(int argc, char **argv) {
+    static const test_case tests[] = {
+        {"reference: logits are transformers'", reference_logits_are_transformers},
+        {"cpu: logits are transformers'", cpu_logits_are_transformers},
+        {"packed sequences do not see each other", packed_sequences_do_not_see_each_other},
+        {"rows without logits change nothing", rows_without_logits_change_nothing},
+        {"bf16 is near", bf16_is_near},
+        {"stories260K is told as expected", stories260k_is_told_as_expected},
+    };
+    return test_main("forward", tests, sizeof tests / sizeof tests[0], argc, argv);
+}
