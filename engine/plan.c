@@ -37,6 +37,12 @@ perch_status plan_load_tokenizer(const perch_options *options, perch_tokenizer *
     return access(file, F_OK) == 0 ? perch_tokenizer_create(options->path, out, err) : PERCH_OK;
 }
 
+/*
+ * A share of free memory is not taken beyond room for this many full-length sequences a slot: a small model would
+ * fill the machine with pages that no one will use (docs/adr/0003).
+ */
+#define MAX_SHARE_SEQUENCES_PER_SLOT 16u
+
 static uint64_t round_up(uint64_t x, uint64_t to) { return (x + to - 1) / to * to; }
 
 /* Bytes of KV of a full-length sequence. */
@@ -68,7 +74,9 @@ static perch_status choose_n_pages(const perch_options *o, uint64_t left_bytes, 
     } else if (o->cache_max_entry_count >= 1) {
         n_pages = (uint64_t)o->cache_max_entry_count * least;
     } else {
+        uint64_t most = least * kv->n_slots * MAX_SHARE_SEQUENCES_PER_SLOT;
         n_pages = (uint64_t)((double)left_bytes * o->cache_max_entry_count) / kv->page_bytes;
+        n_pages = n_pages < most ? n_pages : most;
     }
     if (n_pages < least) {
         return err_set(

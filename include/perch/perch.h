@@ -120,7 +120,8 @@ typedef struct perch_options {
     /* [cache] */
     perch_mapping mapping;
     int32_t cache_chunk_size;     /* pages mapped at once as a sequence grows; -1 = the whole session_len */
-    double cache_max_entry_count; /* 0<x<1: share of free memory; integer >= 1: full-length sequences */
+    double cache_max_entry_count; /* 0<x<1: share of free memory (at most for 16 full-length sequences a slot);
+                                     integer >= 1: full-length sequences */
     uint64_t cache_bytes;         /* the pool outright; 0 = by cache_max_entry_count */
     uint64_t page_bytes;          /* power of two, a multiple of the system's page size; 0 = chosen by the engine */
 

@@ -1,0 +1,285 @@
+/*
+ * Every allocation fails in turn: in creating an engine, loading a model and a tokenizer, opening sequences, submitting, steps,
+ * taking events. Each time a status must come back, nothing may leak, and an engine that is there goes on: the same turn
+ * afterwards gives the same tokens. Counted are the C library's allocations of this process, those of the libraries that perch
+ * uses included, and the system's: mappings, memory files, threads.
+ */
+#include "tests/e2e/host.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* ------------------------------------------------------------- the interposition -- */
+
+void *__libc_malloc(size_t n);
+void *__libc_calloc(size_t n, size_t size);
+void *__libc_realloc(void *block, size_t n);
+void *__libc_memalign(size_t alignment, size_t n);
+void __libc_free(void *block);
+
+static _Atomic long n_live;      /* blocks allocated and not freed */
+static _Atomic long countdown;   /* the allocation that makes it 0 fails; 0 or less: none does */
+static _Atomic bool keep_failing; /* and all behind it */
+static _Atomic long n_failed;
+
+static bool fails(void) {
+    if (atomic_load(&countdown) <= 0) {
+        bool fail = atomic_load(&keep_failing) && atomic_load(&n_failed) > 0;
+        n_failed += fail;
+        return fail;
+    }
+    bool fail = atomic_fetch_sub(&countdown, 1) == 1;
+    n_failed += fail;
+    return fail;
+}
+
+static void *counted(void *block) {
+    n_live += block != NULL;
+    return block;
+}
+
+void *malloc(size_t n) { return fails() ? (errno = ENOMEM, NULL) : counted(__libc_malloc(n)); }
+
+void *calloc(size_t n, size_t size) { return fails() ? (errno = ENOMEM, NULL) : counted(__libc_calloc(n, size)); }
+
+void *realloc(void *block, size_t n) {
+    if (fails()) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    void *moved = __libc_realloc(block, n);
+    n_live += !block && moved;
+    return moved;
+}
+
+void *aligned_alloc(size_t alignment, size_t n) {
+    return fails() ? (errno = ENOMEM, NULL) : counted(__libc_memalign(alignment, n));
+}
+
+int posix_memalign(void **out, size_t alignment, size_t n) {
+    *out = fails() ? NULL : counted(__libc_memalign(alignment, n));
+    return *out ? 0 : ENOMEM;
+}
+
+void free(void *block) {
+    n_live -= block != NULL;
+    __libc_free(block);
+}
+
+void *mmap(void *at, size_t n, int protection, int flags, int fd, off_t offset) {
+    if (fails()) {
+        errno = ENOMEM;
+        return MAP_FAILED;
+    }
+    return (void *)syscall(SYS_mmap, at, n, protection, flags, fd, offset);
+}
+
+int memfd_create(const char *name, unsigned flags) {
+    return fails() ? (errno = ENOMEM, -1) : (int)syscall(SYS_memfd_create, name, flags);
+}
+
+typedef int (*pthread_create_fn)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *arg) {
+    static pthread_create_fn real;
+    if (!real) {
+        *(void **)&real = dlsym(RTLD_NEXT, "pthread_create");
+    }
+    return fails() ? EAGAIN : real(thread, attributes, run, arg);
+}
+
+static void failures_off(void) {
+    atomic_store(&countdown, 0);
+    atomic_store(&keep_failing, false);
+}
+
+/* ------------------------------------------------------------------ the scenario -- */
+
+typedef struct outcome {
+    perch_status status; /* the first failure */
+    int32_t tokens[64];
+    uint32_t n_tokens;
+} outcome;
+
+/* A sharded checkpoint and a tokenizer, both loaded from their files. */
+static perch_options small_options(void) {
+    perch_options o = host_options("text");
+    snprintf(o.path, sizeof o.path, "tests/fixtures/model/mistral-bf16");
+    snprintf(o.tokenizer_path, sizeof o.tokenizer_path, "tests/fixtures/engine/text/tokenizer.json");
+    o.weights = PERCH_WEIGHTS_FILE;
+    o.threads = 2;
+    o.cache_max_entry_count = 2;
+    return o;
+}
+
+static const int32_t prompt[] = {10, 20, 30, 40, 12, 22, 32, 42, 14, 33};
+
+/* A turn with everything in it: stop strings, log-probabilities, two completions. */
+static perch_status rich_request(perch_engine *e, perch_sequence_id id, perch_request_id *out) {
+    static const char *const stops[] = {"never said", "nor this"};
+    perch_request q = host_request(e, id, prompt, sizeof prompt / sizeof *prompt, 20);
+    q.flags = PERCH_REQUEST_IGNORE_EOS | PERCH_REQUEST_PROMPT_LOGPROBS;
+    q.sampling.n_logprobs = 2;
+    q.sampling.temperature = 0.8;
+    q.sampling.repetition_penalty = 1.1;
+    q.sampling.seed = 5;
+    q.n_completions = 2;
+    q.stop_strings = stops;
+    q.n_stop_strings = 2;
+    return perch_submit(e, &q, out, NULL);
+}
+
+/* Takes events until both completions are done. E_NOMEM here must lose nothing: it is tried again. */
+static perch_status take(perch_engine *e, outcome *o) {
+    perch_event ev;
+    perch_status first = PERCH_OK;
+    uint32_t n_done = 0;
+    perch_event_init(&ev, sizeof ev);
+    while (n_done < 2) {
+        perch_status status = perch_next(e, &ev, 20000, NULL);
+        if (status == PERCH_E_NOMEM) {
+            first = status;
+            failures_off();
+            continue;
+        }
+        if (!CHECK_MSG(status == PERCH_OK, "perch_next: %s", perch_status_name(status))) {
+            break;
+        }
+        if (ev.completion == 0) {
+            for (size_t i = 0; i < ev.n_tokens && o->n_tokens < 64; i++) {
+                o->tokens[o->n_tokens++] = ev.tokens[i];
+            }
+        }
+        n_done += ev.type == PERCH_EVENT_DONE;
+        if (ev.type == PERCH_EVENT_DONE && ev.finish == PERCH_FINISH_ERROR) {
+            first = ev.status;
+        }
+    }
+    perch_event_clear(&ev);
+    return first;
+}
+
+static perch_status turn(perch_engine *e, perch_sequence_id id, outcome *o) {
+    perch_request_id request;
+    o->n_tokens = 0;
+    perch_status status = rich_request(e, id, &request);
+    return status ? status : take(e, o);
+}
+
+/* What a host does, up to the first failure. The engine is left for the caller, if there is one. */
+static perch_status scenario(perch_engine **e, outcome *o) {
+    perch_options options = small_options();
+    perch_sequence_id id = 0, fork = 0;
+    perch_status status = perch_engine_create(&options, e, NULL);
+    if (status || (status = perch_sequence_open(*e, &id, NULL)) || (status = turn(*e, id, o)) ||
+        (status = perch_sequence_fork(*e, id, 15, &fork, NULL)) ||
+        (status = perch_sequence_append(*e, id, prompt, 3, NULL)) ||
+        (status = perch_sequence_rewind(*e, fork, 5, NULL)) || (status = perch_sequence_close(*e, fork, NULL))) {
+        return status;
+    }
+    return status;
+}
+
+/* --------------------------------------------------------------------- the check -- */
+
+static uint32_t count_descriptors(void) {
+    uint32_t n = 0;
+    DIR *dir = opendir("/proc/self/fd");
+    while (dir && readdir(dir)) {
+        n++;
+    }
+    if (dir) {
+        closedir(dir);
+    }
+    return n;
+}
+
+static uint32_t count_memory_files(void) {
+    char line[512];
+    uint32_t n = 0;
+    FILE *maps = fopen("/proc/self/maps", "r");
+    while (maps && fgets(line, sizeof line, maps)) {
+        n += strstr(line, "memfd:") != NULL;
+    }
+    if (maps) {
+        fclose(maps);
+    }
+    return n;
+}
+
+/* The engine goes on: a new sequence gives what it always gives. */
+static void check_goes_on(perch_engine *e, const outcome *good) {
+    perch_sequence_id id;
+    outcome again = {PERCH_OK, {0}, 0};
+    if (CHECK_MSG(perch_sequence_open(e, &id, NULL) == PERCH_OK, "no sequence afterwards")) {
+        perch_status status = turn(e, id, &again);
+        CHECK_MSG(status == PERCH_OK, "a turn afterwards: %s", perch_status_name(status));
+        CHECK_MSG(again.n_tokens == good->n_tokens && !memcmp(again.tokens, good->tokens, 4 * good->n_tokens),
+                  "other tokens afterwards");
+    }
+}
+
+/* Fails the n-th allocation (and all behind it); false when the scenario ended before. */
+static bool fail_at(long n, bool all, const outcome *good) {
+    perch_engine *e = NULL;
+    outcome o = {PERCH_OK, {0}, 0};
+    uint32_t descriptors = count_descriptors();
+    long live = n_live;
+    n_failed = 0;
+    atomic_store(&keep_failing, all);
+    atomic_store(&countdown, n);
+    perch_status status = scenario(&e, &o);
+    bool failed = n_failed > 0;
+    failures_off();
+    if (status) {
+        CHECK_MSG(status == PERCH_E_NOMEM || status == PERCH_E_IO || status == PERCH_E_DEVICE || status == PERCH_E_NO_ROOM,
+                  "allocation %ld: %s", n, perch_status_name(status));
+        CHECK_MSG(failed, "allocation %ld: %s without a failure", n, perch_status_name(status));
+    }
+    if (e) {
+        check_goes_on(e, good);
+        perch_engine_destroy(e);
+    }
+    CHECK_MSG(n_live == live, "allocation %ld (%s): %ld blocks leaked", n, perch_status_name(status),
+              (long)n_live - live);
+    CHECK_MSG(count_descriptors() == descriptors, "allocation %ld: descriptors leaked", n);
+    CHECK_MSG(count_memory_files() == 0, "allocation %ld: KV memory is still mapped", n);
+    return failed;
+}
+
+static void every_allocation_fails(bool all) {
+    outcome good = {PERCH_OK, {0}, 0};
+    perch_engine *e = NULL;
+    /* once unharmed: also lets the C library allocate what it keeps */
+    CU_ASSERT_EQUAL(scenario(&e, &good), PERCH_OK);
+    CU_ASSERT_EQUAL(good.n_tokens, 20);
+    perch_engine_destroy(e);
+    long n = 1;
+    while (fail_at(n, all, &good) && CU_get_number_of_failures() == 0) {
+        n++;
+    }
+    printf("  %ld allocations failed in turn\n", n - 1);
+    CHECK_MSG(n > 200, "only %ld allocations", n);
+}
+
+static void a_single_failed_allocation_is_a_status_and_nothing_leaks(void) { every_allocation_fails(false); }
+
+static void so_is_memory_that_stays_short(void) { every_allocation_fails(true); }
+
+int main(int argc, char **argv) {
+    static const test_case tests[] = {
+#define TEST(name) {#name, name}
+        TEST(a_single_failed_allocation_is_a_status_and_nothing_leaks),
+        TEST(so_is_memory_that_stays_short),
+    };
+    return test_main("oom_test", tests, sizeof tests / sizeof *tests, argc, argv);
+}
