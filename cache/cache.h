@@ -48,7 +48,7 @@ typedef struct cache_stats {
     uint32_t n_slots, n_slots_pinned;
     uint64_t n_resident_entries; /* idle entries that hold pages */
     /*
-     * Since create. evictions: times that an entry lost valid KV to someone else, at most one each for a call that evicts;
+     * Since create. evictions: times that an entry lost valid KV to someone else, at most once a call that evicts;
      * evicted_pages: pages that carried it. Spare pages that are taken from an idle entry are not counted.
      */
     uint64_t evictions, evicted_pages, copied_pages, maps, unmaps;
@@ -109,7 +109,7 @@ void cache_commit(cache_entry *e, uint32_t n_valid);
 /* Idle again, most recently used. Keeps pages and slot until someone needs them. */
 void cache_unpin(cache *c, cache_entry *e);
 
-/* Only the first n_tokens count from now on (n_valid = min); pages wholly behind their groups are freed. In any state. */
+/* Only the first n_tokens count from now on (n_valid = min); pages wholly behind their groups are freed. Any state. */
 void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens);
 
 /*

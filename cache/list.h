@@ -1,4 +1,4 @@
-/* list: intrusive circular lists with a sentinel. A link is the first member of its struct, so that a cast leads back. */
+/* list: intrusive circular lists with a sentinel. A link is its struct's first member: a cast leads back. */
 #ifndef PERCH_CACHE_LIST_H
 #define PERCH_CACHE_LIST_H
 

@@ -8,7 +8,7 @@
  *   - An entry that holds a slot has all its pages mapped there.
  *   - A page that is mapped at a stale place is mapped nowhere else. So a free page has at most one place, and stale
  *     mappings never make the process look larger than its pages.
- *   - n_commands + n_mapped <= cap_commands: for every mapped place there is room for the UNMAP that may follow, so that
+ *   - n_commands + n_mapped <= cap_commands: each mapped place has room for the UNMAP that may follow, so that
  *     the operations which can't fail (truncate, destroy, evict) never lack it.
  */
 #ifndef PERCH_CACHE_STATE_H
