@@ -10,8 +10,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 /* A violation ends the fuzzing run; the input that led here is the finding. */
 static void expect(bool condition) {
     if (!condition) {
