@@ -1,0 +1,252 @@
+/*
+ * bench_config: the [bench] section of an INI file, one row of a table for each key.
+ */
+#include "bench_config.h"
+
+#include "tool.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum value_kind { VALUE_U32, VALUE_U64, VALUE_REAL, VALUE_LIST, VALUE_PATH, VALUE_WORD };
+
+struct word {
+    const char *name;
+    uint32_t value;
+};
+
+struct row {
+    struct bench_key info;
+    enum value_kind kind;
+    size_t offset;
+    double min, max;
+    const struct word *words; /* closed by a NULL name */
+};
+
+static const struct word workload_words[] = {
+    {"grid", BENCH_GRID}, {"churn", BENCH_CHURN}, {"trace", BENCH_TRACE}, {NULL, 0}};
+static const struct word format_words[] = {
+    {"auto", BENCH_FORMAT_AUTO}, {"mooncake", BENCH_FORMAT_MOONCAKE}, {"azure", BENCH_FORMAT_AZURE}, {NULL, 0}};
+static const struct word reuse_words[] = {{"fork", BENCH_REUSE_FORK}, {"none", BENCH_REUSE_NONE}, {NULL, 0}};
+
+#define KEY(name, type_text, range_text, help_text, readers)                                                           \
+    .info.key = name, .info.type = type_text, .info.range = range_text, .info.help = help_text,                        \
+    .info.workloads = readers
+#define FIELD(value, name) .kind = value, .offset = offsetof(struct bench_config, name)
+#define RANGE(from, to) .min = from, .max = to
+#define ALL (BENCH_GRID | BENCH_CHURN | BENCH_TRACE)
+
+static const struct row rows[] = {
+    {KEY("workload", "grid | churn | trace", "", "What is measured.", ALL), FIELD(VALUE_WORD, workload),
+     .words = workload_words},
+    {KEY("seed", "integer", "0..9000000000000000", "Of the prompts and of every random choice.", ALL),
+     FIELD(VALUE_U64, seed), RANGE(0, 9e15)},
+    {KEY("prompt_tokens", "list", "1..1000000",
+         "Grid: lengths of the prompts. Churn: what a turn appends, one drawn each time.", BENCH_GRID | BENCH_CHURN),
+     FIELD(VALUE_LIST, prompt_tokens), RANGE(1, 1e6)},
+    {KEY("completion_tokens", "list", "1..1000000", "Tokens generated; grid and churn use it as prompt_tokens.",
+         BENCH_GRID | BENCH_CHURN),
+     FIELD(VALUE_LIST, completion_tokens), RANGE(1, 1e6)},
+    {KEY("concurrency", "list", "1..100000", "Requests in flight at once, at most; a run for each.", ALL),
+     FIELD(VALUE_LIST, concurrency), RANGE(1, 1e5)},
+    {KEY("repeats", "integer", "1..1000000", "Rounds measured for each cell of the grid.", BENCH_GRID),
+     FIELD(VALUE_U32, repeats), RANGE(1, 1e6)},
+    {KEY("warmup", "integer", "0..1000000", "Rounds (grid) or requests (churn, trace) before the measurement.", ALL),
+     FIELD(VALUE_U32, warmup), RANGE(0, 1e6)},
+    {KEY("sessions", "integer", "1..1000000", "Conversations that take turns.", BENCH_CHURN),
+     FIELD(VALUE_U32, sessions), RANGE(1, 1e6)},
+    {KEY("turns", "integer", "1..100000000", "Turns measured.", BENCH_CHURN), FIELD(VALUE_U32, turns), RANGE(1, 1e8)},
+    {KEY("zipf_exponent", "real", "0..10", "Session k takes its turns with a frequency of 1 / k^s; 0 = all alike.",
+         BENCH_CHURN),
+     FIELD(VALUE_REAL, zipf_exponent), RANGE(0, 10)},
+    {KEY("trace", "path", "", "The trace; a relative path is taken from the INI file's folder.", BENCH_TRACE),
+     FIELD(VALUE_PATH, trace)},
+    {KEY("trace_format", "auto | mooncake | azure", "", "auto = mooncake for .jsonl, azure for .csv.", BENCH_TRACE),
+     FIELD(VALUE_WORD, trace_format), .words = format_words},
+    {KEY("reuse", "fork | none", "",
+         "fork: a prompt that begins as an earlier one did is forked from that conversation.", BENCH_TRACE),
+     FIELD(VALUE_WORD, reuse), .words = reuse_words},
+    {KEY("speed", "real", "0..1000000", "Arrival times are divided by it; 0 = as fast as possible.", BENCH_TRACE),
+     FIELD(VALUE_REAL, speed), RANGE(0, 1e6)},
+    {KEY("scale_tokens", "real", "0.0001..1", "Prompts and completions are shortened by this factor.", BENCH_TRACE),
+     FIELD(VALUE_REAL, scale_tokens), RANGE(0.0001, 1)},
+    {KEY("max_requests", "integer", "0..100000000", "Requests measured; 0 = the whole trace.", BENCH_TRACE),
+     FIELD(VALUE_U32, max_requests), RANGE(0, 1e8)},
+    {KEY("max_seconds", "real", "0..1000000", "No run submits anything after this long; 0 = no limit.", ALL),
+     FIELD(VALUE_REAL, max_seconds), RANGE(0, 1e6)},
+};
+enum { N_ROWS = sizeof(rows) / sizeof(rows[0]) };
+_Static_assert(N_ROWS <= 32, "bench_config.was_set has a bit for each key");
+
+void bench_config_init(struct bench_config *config) {
+    *config = (struct bench_config){
+        .workload = BENCH_GRID,
+        .seed = 1,
+        .prompt_tokens = {{128}, 1},
+        .completion_tokens = {{32}, 1},
+        .concurrency = {{4}, 1},
+        .repeats = 3,
+        .warmup = 1,
+        .sessions = 64,
+        .turns = 256,
+        .zipf_exponent = 1.0,
+        .speed = 1.0,
+        .scale_tokens = 1.0,
+    };
+}
+
+const struct bench_key *bench_config_key(size_t index) { return index < N_ROWS ? &rows[index].info : NULL; }
+
+static perch_status parse_number(const struct row *row, const char *text, double *out, perch_error *err) {
+    char *end = NULL;
+    errno = 0;
+    double value = strtod(text, &end);
+    bool whole = row->kind != VALUE_REAL;
+    if (end == text || *end != '\0' || errno != 0 || !isfinite(value) || (whole && value != floor(value))) {
+        return tool_error(err, PERCH_E_CONFIG, "'%s' is not %s", text, whole ? "a whole number" : "a number");
+    }
+    if (value < row->min || value > row->max) {
+        return tool_error(err, PERCH_E_CONFIG, "%s is out of range (%s)", text, row->info.range);
+    }
+    *out = value;
+    return PERCH_OK;
+}
+
+/* "32, 128 512": numbers between commas or blanks. */
+static perch_status parse_list(const struct row *row, const char *text, struct bench_list *out, perch_error *err) {
+    struct bench_list list = {.n = 0};
+    const char *at = text + strspn(text, ", \t");
+    while (*at != '\0') {
+        size_t length = strcspn(at, ", \t");
+        char item[32];
+        if (length >= sizeof(item)) {
+            return tool_error(err, PERCH_E_CONFIG, "'%s' is not a list of whole numbers", text);
+        }
+        memcpy(item, at, length);
+        item[length] = '\0';
+        if (list.n == BENCH_MAX_LIST) {
+            return tool_error(err, PERCH_E_CONFIG, "more than %d numbers", BENCH_MAX_LIST);
+        }
+        double value = 0.0;
+        perch_status status = parse_number(row, item, &value, err);
+        if (status != PERCH_OK) {
+            return status;
+        }
+        list.values[list.n++] = (uint32_t)value;
+        at += length;
+        at += strspn(at, ", \t");
+    }
+    if (list.n == 0) {
+        return tool_error(err, PERCH_E_CONFIG, "an empty list");
+    }
+    *out = list;
+    return PERCH_OK;
+}
+
+static perch_status parse_word(const struct row *row, const char *text, uint32_t *out, perch_error *err) {
+    for (const struct word *word = row->words; word->name != NULL; word++) {
+        if (strcmp(text, word->name) == 0) {
+            *out = word->value;
+            return PERCH_OK;
+        }
+    }
+    return tool_error(err, PERCH_E_CONFIG, "'%s' is not one of %s", text, row->info.type);
+}
+
+perch_status bench_config_set(struct bench_config *config, const char *key, const char *value, perch_error *err) {
+    size_t i = 0;
+    while (i < N_ROWS && strcmp(rows[i].info.key, key) != 0) {
+        i++;
+    }
+    if (i == N_ROWS) {
+        return tool_error(err, PERCH_E_NOT_FOUND, "unknown key");
+    }
+    const struct row *row = &rows[i];
+    void *field = (char *)config + row->offset;
+    perch_status status = PERCH_OK;
+    double number = 0.0;
+    switch (row->kind) {
+    case VALUE_LIST:
+        status = parse_list(row, value, field, err);
+        break;
+    case VALUE_WORD:
+        status = parse_word(row, value, field, err);
+        break;
+    case VALUE_PATH:
+        if (snprintf(field, PERCH_PATH_CAP, "%s", value) >= PERCH_PATH_CAP) {
+            status = tool_error(err, PERCH_E_CONFIG, "the path is longer than %d bytes", PERCH_PATH_CAP - 1);
+        }
+        break;
+    default:
+        status = parse_number(row, value, &number, err);
+        if (status == PERCH_OK && row->kind == VALUE_REAL) {
+            *(double *)field = number;
+        } else if (status == PERCH_OK && row->kind == VALUE_U32) {
+            *(uint32_t *)field = (uint32_t)number;
+        } else if (status == PERCH_OK) {
+            *(uint64_t *)field = (uint64_t)number;
+        }
+        break;
+    }
+    if (status == PERCH_OK) {
+        config->was_set |= UINT32_C(1) << i;
+    }
+    return status;
+}
+
+perch_status bench_config_check(const struct bench_config *config, perch_error *err) {
+    for (size_t i = 0; i < N_ROWS; i++) {
+        if ((config->was_set >> i & 1) != 0 && (rows[i].info.workloads & config->workload) == 0) {
+            return tool_error(err, PERCH_E_CONFIG, "[bench] %s: does nothing with workload = %s", rows[i].info.key,
+                              bench_workload_name(config->workload));
+        }
+    }
+    if (config->workload == BENCH_TRACE && config->trace[0] == '\0') {
+        return tool_error(err, PERCH_E_CONFIG, "[bench] trace: missing; workload = trace needs it");
+    }
+    return PERCH_OK;
+}
+
+static const char *word_name(const struct word *words, uint32_t value) {
+    while (words->name != NULL && words->value != value) {
+        words++;
+    }
+    return words->name != NULL ? words->name : "?";
+}
+
+const char *bench_workload_name(uint32_t workload) { return word_name(workload_words, workload); }
+
+void bench_config_get(const struct bench_config *config, size_t index, char *out, size_t cap) {
+    const struct row *row = &rows[index];
+    const void *field = (const char *)config + row->offset;
+    switch (row->kind) {
+    case VALUE_U32:
+        snprintf(out, cap, "%u", *(const uint32_t *)field);
+        break;
+    case VALUE_U64:
+        snprintf(out, cap, "%llu", (unsigned long long)*(const uint64_t *)field);
+        break;
+    case VALUE_REAL:
+        snprintf(out, cap, "%.15g", *(const double *)field);
+        break;
+    case VALUE_LIST: {
+        const struct bench_list *list = field;
+        size_t at = 0;
+        out[0] = '\0';
+        for (uint32_t i = 0; i < list->n && at < cap; i++) {
+            at += (size_t)snprintf(out + at, cap - at, i == 0 ? "%u" : ", %u", list->values[i]);
+        }
+        break;
+    }
+    case VALUE_PATH:
+        snprintf(out, cap, "%s", (const char *)field);
+        break;
+    case VALUE_WORD:
+        snprintf(out, cap, "%s", word_name(row->words, *(const uint32_t *)field));
+        break;
+    }
+}

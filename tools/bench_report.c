@@ -1,0 +1,177 @@
+/*
+ * bench_report: what runs measured, as tables.
+ */
+#include "bench_report.h"
+
+#include "table.h"
+
+#include <math.h>
+
+static double ratio(double a, double b) { return b > 0.0 ? a / b : (double)NAN; }
+
+void bench_summarize(struct bench_run *run, struct bench_summary *summary) {
+    static const double percentiles[3] = {50, 90, 99};
+    const perch_stats *before = &run->before;
+    const perch_stats *after = &run->after;
+    double steps = (double)(after->steps - before->steps);
+    double step_us = (double)(after->step_us - before->step_us);
+    double decoded = (double)(after->decode_tokens - before->decode_tokens);
+    *summary = (struct bench_summary){.seconds = (double)(run->end_us - run->measure_us) / 1e6};
+    for (size_t i = 0; i < run->n; i++) {
+        summary->n_requests += run->records[i].measured ? 1 : 0;
+    }
+    for (size_t i = 0; i < 3; i++) {
+        summary->ttft_ms[i] = samples_percentile(&run->ttft_ms, percentiles[i]);
+        summary->gap_ms[i] = samples_percentile(&run->gaps_ms, percentiles[i]);
+    }
+    if (run->tool->bench.workload == BENCH_GRID) {
+        summary->prefill_rate = ratio((double)run->prefill_phase_tokens * 1e6, (double)run->prefill_phase_us);
+        summary->decode_rate = ratio((double)run->decode_phase_tokens * 1e6, (double)run->decode_phase_us);
+    } else {
+        double prefilled = (double)(after->prefill_tokens - before->prefill_tokens);
+        summary->prefill_rate = ratio(prefilled, summary->seconds);
+        summary->decode_rate = ratio(decoded, summary->seconds);
+    }
+    summary->step_ms = ratio(step_us / 1000.0, steps);
+    summary->host_share = ratio((double)(after->host_us - before->host_us), step_us);
+    summary->decode_rows = ratio(decoded, steps);
+    summary->rows = ratio(run->rows_us, run->sampled_us);
+    summary->row_share = ratio(summary->rows, (double)after->slots_total);
+    summary->kv_live_share = ratio(run->pages_live_us, run->sampled_us * (double)after->pages_total);
+    summary->kv_cached_share = ratio(run->pages_cached_us, run->sampled_us * (double)after->pages_total);
+}
+
+/* ----------------------------------------------------------------- tables -- */
+
+static perch_status add_text(struct table *table, perch_status status, const char *text) {
+    return status != PERCH_OK ? status : table_cell(table, NULL, "%s", text);
+}
+
+/* A number with `digits` behind the point, or "-" where there is none. */
+static perch_status add_number(struct table *table, perch_status status, double value, int digits) {
+    if (status != PERCH_OK) {
+        return status;
+    }
+    return isfinite(value) ? table_cell(table, NULL, "%.*f", digits, value) : table_cell(table, NULL, "-");
+}
+
+static perch_status add_heading(struct table *table, const char *const *names, size_t n) {
+    perch_status status = PERCH_OK;
+    table_init(table, n);
+    for (size_t i = 0; i < n; i++) {
+        status = add_text(table, status, names[i]);
+    }
+    return status;
+}
+
+static perch_status print_and_free(struct table *table, perch_status status) {
+    if (status == PERCH_OK) {
+        table_print(table, stdout);
+    }
+    table_free(table);
+    return status;
+}
+
+static perch_status print_times(struct bench_run *runs, size_t n) {
+    static const char *const names[] = {"run", "requests", "s",          "prefill tok/s", "decode tok/s", "TTFT ms p50",
+                                        "p90", "p99",      "TBT ms p50", "p90",           "p99"};
+    struct table table;
+    perch_status status = add_heading(&table, names, sizeof(names) / sizeof(names[0]));
+    for (size_t i = 0; i < n; i++) {
+        struct bench_summary summary;
+        bench_summarize(&runs[i], &summary);
+        status = add_text(&table, status, runs[i].name);
+        status = add_number(&table, status, (double)summary.n_requests, 0);
+        status = add_number(&table, status, summary.seconds, 2);
+        status = add_number(&table, status, summary.prefill_rate, 0);
+        status = add_number(&table, status, summary.decode_rate, 0);
+        for (size_t k = 0; k < 3; k++) {
+            status = add_number(&table, status, summary.ttft_ms[k], 1);
+        }
+        for (size_t k = 0; k < 3; k++) {
+            status = add_number(&table, status, summary.gap_ms[k], 2);
+        }
+    }
+    return print_and_free(&table, status);
+}
+
+static perch_status print_steps(struct bench_run *runs, size_t n) {
+    static const char *const names[] = {"run",  "step ms", "host %",    "decoding rows",
+                                        "rows", "rows %",  "KV live %", "KV cached %"};
+    struct table table;
+    perch_status status = add_heading(&table, names, sizeof(names) / sizeof(names[0]));
+    for (size_t i = 0; i < n; i++) {
+        struct bench_summary summary;
+        bench_summarize(&runs[i], &summary);
+        status = add_text(&table, status, runs[i].name);
+        status = add_number(&table, status, summary.step_ms, 2);
+        status = add_number(&table, status, 100.0 * summary.host_share, 1);
+        status = add_number(&table, status, summary.decode_rows, 1);
+        status = add_number(&table, status, summary.rows, 1);
+        status = add_number(&table, status, 100.0 * summary.row_share, 0);
+        status = add_number(&table, status, 100.0 * summary.kv_live_share, 0);
+        status = add_number(&table, status, 100.0 * summary.kv_cached_share, 0);
+    }
+    return print_and_free(&table, status);
+}
+
+static perch_status print_classes(struct bench_run *runs, size_t n) {
+    static const char *const names[] = {"run", "at admission",  "turns",           "%", "TTFT ms p50", "p90",
+                                        "p99", "prompt tokens", "of them computed"};
+    struct table table;
+    perch_status status = add_heading(&table, names, sizeof(names) / sizeof(names[0]));
+    for (size_t i = 0; i < n; i++) {
+        for (int class = 0; class < N_CLASSES; class ++) {
+            struct samples *ttft = &runs[i].class_ttft_ms[class];
+            double turns = (double)ttft->n;
+            status = add_text(&table, status, runs[i].name);
+            status = add_text(&table, status, bench_class_name((enum bench_class) class));
+            status = add_number(&table, status, turns, 0);
+            status = add_number(&table, status, 100.0 * ratio(turns, (double)runs[i].ttft_ms.n), 1);
+            status = add_number(&table, status, samples_percentile(ttft, 50), 1);
+            status = add_number(&table, status, samples_percentile(ttft, 90), 1);
+            status = add_number(&table, status, samples_percentile(ttft, 99), 1);
+            status = add_number(&table, status, ratio((double)runs[i].class_prompt_tokens[class], turns), 1);
+            status = add_number(&table, status, ratio((double)runs[i].class_computed_tokens[class], turns), 1);
+        }
+    }
+    return print_and_free(&table, status);
+}
+
+static perch_status print_cache(struct bench_run *runs, size_t n) {
+    static const char *const names[] = {"run",       "prefilled",     "re-prefilled", "%",
+                                        "evictions", "evicted pages", "preemptions",  "copied pages"};
+    struct table table;
+    perch_status status = add_heading(&table, names, sizeof(names) / sizeof(names[0]));
+    for (size_t i = 0; i < n; i++) {
+        const perch_stats *before = &runs[i].before;
+        const perch_stats *after = &runs[i].after;
+        double prefilled = (double)(after->prefill_tokens - before->prefill_tokens);
+        double again = (double)(after->reprefill_tokens - before->reprefill_tokens);
+        status = add_text(&table, status, runs[i].name);
+        status = add_number(&table, status, prefilled, 0);
+        status = add_number(&table, status, again, 0);
+        status = add_number(&table, status, 100.0 * ratio(again, prefilled), 1);
+        status = add_number(&table, status, (double)(after->evictions - before->evictions), 0);
+        status = add_number(&table, status, (double)(after->evicted_pages - before->evicted_pages), 0);
+        status = add_number(&table, status, (double)(after->preemptions - before->preemptions), 0);
+        status = add_number(&table, status, (double)(after->copied_pages - before->copied_pages), 0);
+    }
+    return print_and_free(&table, status);
+}
+
+int bench_print(const struct tool *tool, struct bench_run *runs, size_t n) {
+    bool shows_cache = tool->bench.workload != BENCH_GRID;
+    perch_status status = print_times(runs, n);
+    printf("\n");
+    status = status != PERCH_OK ? status : print_steps(runs, n);
+    if (status == PERCH_OK && shows_cache) {
+        printf("\n");
+        status = print_classes(runs, n);
+    }
+    if (status == PERCH_OK && shows_cache) {
+        printf("\n");
+        status = print_cache(runs, n);
+    }
+    return status == PERCH_OK ? tool_flush(tool) : tool_fail(tool, EXIT_RUN, "out of memory");
+}

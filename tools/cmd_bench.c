@@ -1,0 +1,150 @@
+/*
+ * perch bench: measures what an INI file's [bench] section describes.
+ */
+#include "args.h"
+#include "bench_report.h"
+#include "bench_work.h"
+#include "commands.h"
+#include "interrupt.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct bench {
+    struct tool tool;
+    const char *plot;
+    struct trace trace;
+    struct bench_run *runs; /* [n_runs], the first n_done complete */
+    size_t n_runs, n_done;
+};
+
+static size_t count_runs(const struct bench_config *config) {
+    switch (config->workload) {
+    case BENCH_GRID:
+        return bench_grid_n_runs(config);
+    case BENCH_CHURN:
+        return bench_churn_n_runs(config);
+    default:
+        return bench_trace_n_runs(config);
+    }
+}
+
+static perch_status read_trace(struct bench *bench, perch_error *err) {
+    const struct bench_config *config = &bench->tool.bench;
+    if (config->workload != BENCH_TRACE) {
+        return PERCH_OK;
+    }
+    size_t n = config->max_requests == 0 ? 0 : (size_t)config->max_requests + config->warmup;
+    return trace_read(&bench->trace, config->trace, (enum bench_trace_format)config->trace_format, n, err);
+}
+
+static perch_status perform(struct bench *bench, const struct bench_model *model, size_t index, perch_error *err) {
+    struct bench_run *run = &bench->runs[index];
+    perch_status status = bench_run_begin(run, &bench->tool, err);
+    if (status != PERCH_OK) {
+        return status;
+    }
+    switch (bench->tool.bench.workload) {
+    case BENCH_GRID:
+        return bench_grid(run, model, index, err);
+    case BENCH_CHURN:
+        return bench_churn(run, model, index, err);
+    default:
+        return bench_trace(run, model, &bench->trace, index, err);
+    }
+}
+
+static int perform_all(struct bench *bench) {
+    struct tool *tool = &bench->tool;
+    perch_plan plan = {.struct_size = sizeof(plan)};
+    perch_error err = {.status = PERCH_OK};
+    if (perch_engine_plan(tool->engine, &plan, &err) != PERCH_OK || interrupt_install(false, &err) != PERCH_OK) {
+        return tool_fail_status(tool, &err);
+    }
+    struct bench_model model = {plan.vocab_size, plan.session_len, tool->options.queue_size};
+    bool on_terminal = isatty(STDERR_FILENO) != 0;
+    bench->runs = calloc(bench->n_runs, sizeof(*bench->runs));
+    if (bench->runs == NULL) {
+        return tool_fail(tool, EXIT_RUN, "out of memory");
+    }
+    perch_status status = PERCH_OK;
+    while (status == PERCH_OK && bench->n_done < bench->n_runs) {
+        if (on_terminal) {
+            fprintf(stderr, "\r\033[Krun %zu of %zu", bench->n_done + 1, bench->n_runs);
+        }
+        status = perform(bench, &model, bench->n_done, &err);
+        bench->n_done += status == PERCH_OK ? 1 : 0;
+    }
+    if (on_terminal) {
+        fputs("\r\033[K", stderr);
+    }
+    if (status == PERCH_E_SHUTDOWN) {
+        return EXIT_INTERRUPTED;
+    }
+    return status == PERCH_OK ? EXIT_DONE : tool_fail_status(tool, &err);
+}
+
+/* What was measured is reported even if Ctrl-C ended it. */
+static int report(struct bench *bench) {
+    struct tool *tool = &bench->tool;
+    int code = EXIT_DONE;
+    if (tool->json_file == NULL || strcmp(tool->json_file, "-") != 0) {
+        code = bench_print(tool, bench->runs, bench->n_done);
+    }
+    if (code == EXIT_DONE && tool->json_file != NULL) {
+        code = bench_write_json(tool, bench->runs, bench->n_done);
+    }
+    if (code == EXIT_DONE && bench->plot != NULL) {
+        code = bench_write_plot(tool, bench->runs, bench->n_done, bench->plot);
+    }
+    return code != EXIT_DONE ? code : tool_print_stats(tool);
+}
+
+static int measure(struct bench *bench) {
+    struct tool *tool = &bench->tool;
+    perch_error err = {.status = PERCH_OK};
+    if (bench_config_check(&tool->bench, &err) != PERCH_OK || read_trace(bench, &err) != PERCH_OK) {
+        return tool_fail_status(tool, &err);
+    }
+    bench->n_runs = count_runs(&tool->bench);
+    int code = tool_open_engine(tool);
+    code = code != EXIT_DONE ? code : perform_all(bench);
+    if (code != EXIT_DONE && code != EXIT_INTERRUPTED) {
+        return code;
+    }
+    int report_code = report(bench);
+    return report_code != EXIT_DONE ? report_code : code;
+}
+
+int cmd_bench(int argc, char **argv) {
+    struct bench bench = {0};
+    perch_error err = {.status = PERCH_OK};
+    int code = EXIT_DONE;
+    if (tool_init(&bench.tool, argv[0], &err) != PERCH_OK) {
+        return tool_fail_status(&bench.tool, &err);
+    }
+    const struct flag flags[] = {
+        {"plot", FLAG_TEXT, &bench.plot, "FILE.svg", "draw the results"},
+    };
+    const struct command_args args = {
+        .usage = "FILE.ini [--json OUT] [--plot FILE.svg] [section.key=value]...",
+        .summary =
+            "Measures what the [bench] section of an INI file describes: a grid of prompt and completion lengths and\n"
+            "concurrencies, conversations that churn through too little memory, or a recorded trace. Prints tables.",
+        .flags = flags,
+        .n_flags = sizeof(flags) / sizeof(flags[0]),
+        .runs_engine = true,
+        .is_bench = true,
+    };
+    if (args_parse(&bench.tool, argc, argv, &args, &code)) {
+        code = measure(&bench);
+    }
+    for (size_t i = 0; bench.runs != NULL && i < bench.n_runs; i++) {
+        bench_run_free(&bench.runs[i]);
+    }
+    free(bench.runs);
+    trace_free(&bench.trace);
+    tool_end(&bench.tool);
+    return code;
+}

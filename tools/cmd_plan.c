@@ -1,0 +1,104 @@
+/*
+ * perch plan: what memory goes where and what fits, without loading any weights.
+ */
+#include "args.h"
+#include "commands.h"
+#include "json_out.h"
+#include "table.h"
+
+#include <stdio.h>
+
+struct row {
+    const char *name;
+    uint64_t n_bytes;
+    const char *note;
+};
+
+static perch_status print_rows(const struct row *rows, size_t n) {
+    struct table table;
+    table_init(&table, 4);
+    const char *const head[] = {"memory", "size", "bytes", ""};
+    perch_status status = PERCH_OK;
+    for (size_t i = 0; i < 4 && status == PERCH_OK; i++) {
+        status = table_cell(&table, NULL, "%s", head[i]);
+    }
+    for (size_t i = 0; i < n && status == PERCH_OK; i++) {
+        char size[32];
+        format_bytes(size, sizeof(size), rows[i].n_bytes);
+        status = table_cell(&table, NULL, "%s", rows[i].name);
+        status = status != PERCH_OK ? status : table_cell(&table, NULL, "%s", size);
+        status = status != PERCH_OK ? status : table_cell(&table, NULL, "%llu", (unsigned long long)rows[i].n_bytes);
+        status = status != PERCH_OK ? status : table_cell(&table, NULL, "%s", rows[i].note);
+    }
+    if (status == PERCH_OK) {
+        table_print(&table, stdout);
+    }
+    table_free(&table);
+    return status;
+}
+
+static perch_status print_plan(const perch_plan *plan) {
+    double tokens_per_page =
+        plan->kv_bytes_per_token == 0 ? 0.0 : (double)plan->page_bytes / (double)plan->kv_bytes_per_token;
+    char pool[32];
+    char page[32];
+    char sequence[64];
+    snprintf(pool, sizeof(pool), "%u pages", plan->n_pages);
+    snprintf(page, sizeof(page), "%.1f tokens", tokens_per_page);
+    snprintf(sequence, sizeof(sequence), "%u tokens, in whole pages", plan->session_len);
+    const struct row rows[] = {
+        {"free now", plan->free_bytes, ""},
+        {"weights", plan->weights_bytes, ""},
+        {"workspace", plan->workspace_bytes, "activations, logits, tables"},
+        {"bookkeeping", plan->host_bytes, ""},
+        {"KV pool", plan->pool_bytes, pool},
+        {"all of it", plan->total_bytes, ""},
+        {"KV of a token", plan->kv_bytes_per_token, ""},
+        {"KV of a group", plan->group_bytes, "16 tokens"},
+        {"a page", plan->page_bytes, page},
+        {"a full sequence", plan->sequence_bytes, sequence},
+    };
+    printf("%s, %u layers, hidden %u, %u heads, %u KV heads of %u, vocabulary %u, %llu parameters\n"
+           "%s arithmetic on %s\n\n",
+           plan->architecture, plan->n_layers, plan->hidden_size, plan->n_heads, plan->n_kv_heads, plan->head_dim,
+           plan->vocab_size, (unsigned long long)plan->n_parameters, plan->dtype, plan->backend);
+    perch_status status = print_rows(rows, sizeof(rows) / sizeof(rows[0]));
+    if (status == PERCH_OK) {
+        printf("\n%llu tokens fit, %u full sequences of %u tokens; %u slots\n", (unsigned long long)plan->n_pool_tokens,
+               plan->n_full_sequences, plan->session_len, plan->n_slots);
+    }
+    return status;
+}
+
+static int show_plan(struct tool *tool) {
+    perch_plan plan = {.struct_size = sizeof(plan)};
+    perch_error err = {.status = PERCH_OK};
+    if (perch_plan_compute(&tool->options, &plan, &err) != PERCH_OK) {
+        return tool_fail_status(tool, &err);
+    }
+    if (tool->json) {
+        return tool_write_json(tool, json_plan(&plan), true);
+    }
+    return print_plan(&plan) == PERCH_OK ? tool_flush(tool) : tool_fail(tool, EXIT_RUN, "out of memory");
+}
+
+int cmd_plan(int argc, char **argv) {
+    struct tool tool;
+    perch_error err = {.status = PERCH_OK};
+    int code = EXIT_DONE;
+    if (tool_init(&tool, argv[0], &err) != PERCH_OK) {
+        return tool_fail_status(&tool, &err);
+    }
+    const struct command_args args = {
+        .usage = "--model DIR [FLAGS] [section.key=value]...",
+        .summary =
+            "Prints the memory plan of a model and the arithmetic of its KV: bytes for a token, tokens and sequences "
+            "that\n"
+            "fit. Loads no weights; for a directory that holds nothing but a config.json add model.weights=random.",
+    };
+    if (args_parse(&tool, argc, argv, &args, &code)) {
+        code = show_plan(&tool);
+    }
+    tool_end(&tool);
+    return code;
+}

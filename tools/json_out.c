@@ -1,0 +1,141 @@
+/*
+ * json_out: perch's structures as JSON.
+ */
+#include "json_out.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Bytes of the well-formed UTF-8 character at text[0..n), or 0. */
+static size_t utf8_length(const unsigned char *text, size_t n) {
+    unsigned char c = text[0];
+    size_t length = c < 0x80                ? 1
+                    : c >= 0xc2 && c < 0xe0 ? 2
+                    : c >= 0xe0 && c < 0xf0 ? 3
+                    : c >= 0xf0 && c < 0xf5 ? 4
+                                            : 0;
+    if (length == 0 || length > n) {
+        return 0;
+    }
+    for (size_t i = 1; i < length; i++) {
+        if ((text[i] & 0xc0) != 0x80) {
+            return 0;
+        }
+    }
+    if ((c == 0xe0 && text[1] < 0xa0) || (c == 0xed && text[1] >= 0xa0) || (c == 0xf0 && text[1] < 0x90) ||
+        (c == 0xf4 && text[1] >= 0x90)) {
+        return 0;
+    }
+    return length;
+}
+
+json_t *json_text(const char *text, size_t n_bytes) {
+    if (n_bytes == 0) {
+        return json_string("");
+    }
+    char *clean = malloc(3 * n_bytes);
+    if (clean == NULL) {
+        return NULL;
+    }
+    size_t n_clean = 0;
+    for (size_t i = 0; i < n_bytes;) {
+        size_t length = utf8_length((const unsigned char *)text + i, n_bytes - i);
+        if (length == 0) {
+            memcpy(clean + n_clean, "\xef\xbf\xbd", 3);
+            n_clean += 3;
+            i++;
+        } else {
+            memcpy(clean + n_clean, text + i, length);
+            n_clean += length;
+            i += length;
+        }
+    }
+    json_t *json = json_stringn(clean, n_clean);
+    free(clean);
+    return json;
+}
+
+json_t *json_tokens(const int32_t *ids, size_t n) {
+    json_t *array = json_array();
+    for (size_t i = 0; array != NULL && i < n; i++) {
+        if (json_array_append_new(array, json_integer(ids[i])) != 0) {
+            json_decref(array);
+            array = NULL;
+        }
+    }
+    return array;
+}
+
+static json_int_t whole(uint64_t n) { return n > (uint64_t)INT64_MAX ? INT64_MAX : (json_int_t)n; }
+
+json_t *json_stats(const perch_stats *stats) {
+#define COUNT(field) #field, whole(stats->field)
+    return json_pack(
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
+        " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+        "status", perch_status_name(stats->status), COUNT(steps), COUNT(step_us), COUNT(host_us), COUNT(prefill_tokens),
+        COUNT(reprefill_tokens), COUNT(decode_tokens), COUNT(requests_submitted), COUNT(requests_finished),
+        COUNT(requests_cancelled), COUNT(requests_failed), COUNT(hits), COUNT(partial_hits), COUNT(misses),
+        COUNT(first_turns), COUNT(cached_tokens), COUNT(evictions), COUNT(evicted_pages), COUNT(preemptions),
+        COUNT(copied_pages), COUNT(mapped_pages), COUNT(unmapped_pages), COUNT(rows_running), COUNT(requests_waiting),
+        COUNT(sequences_open), COUNT(sequences_resident), COUNT(slots_total), COUNT(slots_active), COUNT(pages_total),
+        COUNT(pages_free), COUNT(pages_live), COUNT(pages_cached));
+#undef COUNT
+}
+
+json_t *json_plan(const perch_plan *plan) {
+#define COUNT(field) #field, whole(plan->field)
+    return json_pack(
+        "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
+        " s:I, s:I, s:I, s:I, s:I}",
+        "architecture", plan->architecture, "dtype", plan->dtype, "backend", plan->backend, COUNT(n_parameters),
+        COUNT(n_layers), COUNT(n_heads), COUNT(n_kv_heads), COUNT(head_dim), COUNT(hidden_size), COUNT(vocab_size),
+        COUNT(free_bytes), COUNT(weights_bytes), COUNT(workspace_bytes), COUNT(host_bytes), COUNT(pool_bytes),
+        COUNT(total_bytes), COUNT(kv_bytes_per_token), COUNT(group_bytes), COUNT(page_bytes), COUNT(sequence_bytes),
+        COUNT(n_pages), COUNT(n_slots), COUNT(session_len), COUNT(n_full_sequences), COUNT(n_pool_tokens));
+#undef COUNT
+}
+
+json_t *json_value(const char *text) {
+    char *end = NULL;
+    long long integer = strtoll(text, &end, 10);
+    if (end != text && *end == '\0') {
+        return json_integer(integer);
+    }
+    double real = strtod(text, &end);
+    if (end != text && *end == '\0' && isfinite(real)) {
+        return json_real(real);
+    }
+    return json_string(text);
+}
+
+json_t *json_options(const perch_options *options) {
+    json_t *sections = json_object();
+    const perch_option_info *info;
+    for (size_t i = 0; sections != NULL && (info = perch_options_key(i)) != NULL; i++) {
+        char name[128];
+        char value[PERCH_PATH_CAP];
+        snprintf(name, sizeof(name), "%s.%s", info->section, info->key);
+        if (perch_options_get(options, name, value, sizeof(value), NULL) != PERCH_OK) {
+            continue;
+        }
+        json_t *section = json_object_get(sections, info->section);
+        if (section == NULL) {
+            section = json_object();
+            if (json_object_set_new(sections, info->section, section) != 0) {
+                section = NULL;
+            }
+        }
+        bool is_text = strcmp(info->type, "path") == 0;
+        if (section == NULL ||
+            json_object_set_new(section, info->key, is_text ? json_text(value, strlen(value)) : json_value(value)) !=
+                0) {
+            json_decref(sections);
+            sections = NULL;
+        }
+    }
+    return sections;
+}
