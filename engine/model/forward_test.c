@@ -24,6 +24,37 @@ typedef struct golden {
     float *logits; /* [n_rows][vocab] */
 } golden;
 
+static void parse_config(const json_t *object, const char *path, model_config *out) {
+    perch_error err = {0};
+    char *text = json_dumps(object, 0);
+    CU_ASSERT_PTR_NOT_NULL_FATAL(text);
+    perch_status status = model_config_parse(text, strlen(text), NULL, 0, path, out, &err);
+    CHECK_MSG(status == PERCH_OK, "%s", err.message);
+    free(text);
+}
+
+static bool same(double a, double b) { return a <= b && a >= b; }
+
+/* What transformers writes of a model says the same as the spelling that it was given. */
+static void check_saved(const model_config *a, const model_config *b, const char *name) {
+    const rope_config *r = &a->rope, *q = &b->rope;
+    CHECK_MSG(a->arch == b->arch && a->n_layers == b->n_layers && a->n_heads == b->n_heads &&
+                  a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim && a->hidden_size == b->hidden_size &&
+                  a->intermediate_size == b->intermediate_size && a->vocab_size == b->vocab_size &&
+                  a->max_positions == b->max_positions && same((double)a->rms_eps, (double)b->rms_eps),
+              "%s: sizes", name);
+    CHECK_MSG(a->attention_bias == b->attention_bias && a->output_bias == b->output_bias && a->mlp_bias == b->mlp_bias &&
+                  a->qk_norm == b->qk_norm && a->tied_embeddings == b->tied_embeddings && a->window == b->window &&
+                  memcmp(a->windowed, b->windowed, sizeof a->windowed) == 0 && a->bos == b->bos && a->n_eos == b->n_eos,
+              "%s: switches", name);
+    CHECK_MSG(r->kind == q->kind && same(r->theta, q->theta) && same(r->factor, q->factor) &&
+                  same(r->low_freq_factor, q->low_freq_factor) && same(r->high_freq_factor, q->high_freq_factor) &&
+                  same(r->beta_fast, q->beta_fast) && same(r->beta_slow, q->beta_slow) &&
+                  same(r->attention_factor, q->attention_factor) && r->truncate == q->truncate &&
+                  r->original_max_positions == q->original_max_positions,
+              "%s: RoPE", name);
+}
+
 static void golden_load(golden *g, const char *name) {
     char path[600];
     char *text = NULL;
@@ -36,10 +67,10 @@ static void golden_load(golden *g, const char *name) {
     CU_ASSERT_EQUAL_FATAL(fields_parse(text, n, path, &root, &err), PERCH_OK);
     free(text);
     snprintf(g->dir, sizeof g->dir, "tests/fixtures/model/%s", json_string_value(json_object_get(root, "weights")));
-    char *config = json_dumps(json_object_get(root, "config"), 0);
-    perch_status status = model_config_parse(config, strlen(config), NULL, 0, path, &g->config, &err);
-    CHECK_MSG(status == PERCH_OK, "%s", err.message);
-    free(config);
+    model_config saved;
+    parse_config(json_object_get(root, "config"), path, &g->config);
+    parse_config(json_object_get(root, "saved"), path, &saved);
+    check_saved(&saved, &g->config, name);
     const json_t *tokens = json_object_get(root, "tokens"), *rows = json_object_get(root, "rows");
     g->n_tokens = (uint32_t)json_array_size(tokens);
     g->n_rows = (uint32_t)json_array_size(rows);

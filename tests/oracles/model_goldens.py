@@ -3,11 +3,12 @@
     python tests/oracles/model_goldens.py          (torch, transformers and safetensors; run in the repository's root)
 
 A checkpoint is a directory as transformers' users download it. A golden is a pair of files: CASE.json says which
-checkpoint, which config.json (in the spelling to be tested), which tokens, and for which positions CASE.f32 holds logits,
+checkpoint, which config.json (in the spelling to be tested, and as transformers saves it), which tokens, and for which positions CASE.f32 holds logits,
 [n_rows][vocab] little-endian floats, computed in float32 with eager attention. Each case that turns a feature on is compared with
 the same weights without it, so that no golden can pass by ignoring the feature.
 """
 
+import copy
 import json
 import pathlib
 import shutil
@@ -139,7 +140,7 @@ CASES = {
 def make_model(config):
     """A transformers model for a config.json, in float32, all weights random."""
     config_class, model_class = CLASSES[config["model_type"]]
-    parsed = config_class.from_dict(dict(config))
+    parsed = config_class.from_dict(copy.deepcopy(config))  # it writes into what it is given
     parsed._attn_implementation = "eager"
     return model_class(parsed).to(torch.float32).eval()
 
@@ -217,8 +218,9 @@ def main():
             bare = run(with_fields(checkpoint, **without), weights[checkpoint], tokens)
             difference = np.abs(bare - logits)[rows].max() / np.abs(logits).max()
             assert difference > 1e-2, f"{name}: the feature under test changes logits by {difference:.1e} only"
-        golden = {"transformers": transformers.__version__, "weights": checkpoint, "config": config, "tokens": tokens,
-                  "rows": rows}
+        saved = json.loads(make_model(config).config.to_json_string())  # as transformers would write it today
+        golden = {"transformers": transformers.__version__, "weights": checkpoint, "config": config, "saved": saved,
+                  "tokens": tokens, "rows": rows}
         (GOLDENS / f"{name}.json").write_text(json.dumps(golden) + "\n")
         logits[rows].astype("<f4").tofile(GOLDENS / f"{name}.f32")
         print(f"{name:32} {len(rows)} rows of {n_tokens}, largest logit {np.abs(logits).max():.2f}")
