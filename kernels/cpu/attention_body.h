@@ -216,6 +216,20 @@ static void block_values(const queries *q, size_t i, size_t n, size_t block, con
     }
 }
 
+/* A head's tiles lie a group apart, mostly a page or more: farther than the processor looks ahead by itself. */
+static void prefetch_block(const queries *q, size_t block) {
+    const kernels_attention *shape = q->in->shape;
+    size_t tile_bytes = (size_t)2 * KV_GROUP_TOKENS * shape->layout.head_dim * shape->layout.element_bytes;
+    size_t end = min_size(q->end[q->n - 1], block + CPU_KV_BLOCK);
+    for (size_t position = block; position < end; position += KV_GROUP_TOKENS) {
+        const uint8_t *from =
+            cpu_kv_tile(&q->row->kv, &shape->layout, shape->layer, q->kv_head, position / KV_GROUP_TOKENS);
+        for (size_t i = 0; i < tile_bytes; i += 64) {
+            __builtin_prefetch(from + i);
+        }
+    }
+}
+
 static void queries_block(queries *q, size_t block) {
     size_t i0 = 0;
     size_t i1 = q->n;
@@ -238,6 +252,7 @@ static void queries_block(queries *q, size_t block) {
         group = min_size(group, seen_last / KV_GROUP_TOKENS);
         tiles[g] = cpu_kv_tile(&q->row->kv, &shape->layout, shape->layer, q->kv_head, group);
     }
+    prefetch_block(q, block + CPU_KV_BLOCK);
     block_scores(q, i0, i1, tiles);
     for (size_t i = i0; i < i1; i++) {
         block_softmax(q, i, max_size(q->begin[i], block) - block, min_size(q->end[i], block + CPU_KV_BLOCK) - block);

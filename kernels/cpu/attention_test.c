@@ -373,5 +373,5 @@ int main(int argc, char **argv) {
         {"rope_rotates_and_writes_its_own_place_only", rope_rotates_and_writes_its_own_place_only},
         {"attention_takes_huge_scores", attention_takes_huge_scores},
     };
-    return test_main("attention_test", tests, COUNT(tests), argc, argv);
+    return test_main("cpu_attention_test", tests, COUNT(tests), argc, argv);
 }

@@ -338,5 +338,5 @@ int main(int argc, char **argv) {
         {"nan_stays_where_it_is", nan_stays_where_it_is},
         {"linear_is_invariant_on_extreme_inputs", linear_is_invariant_on_extreme_inputs},
     };
-    return test_main("invariance_test", tests, COUNT(tests), argc, argv);
+    return test_main("cpu_invariance_test", tests, COUNT(tests), argc, argv);
 }

@@ -155,12 +155,12 @@ perch_status cpu_kv_open(kernels_device *device, uint64_t page_bytes, uint32_t n
         status = err_nomem(err, "the KV copy buffer");
         goto fail;
     }
-    status = check_room(bytes, err);
+    status = reserve_slots(kv, err);
     if (status == PERCH_OK) {
-        status = open_pages(kv, bytes, err);
+        status = check_room(bytes, err);
     }
     if (status == PERCH_OK) {
-        status = reserve_slots(kv, err);
+        status = open_pages(kv, bytes, err);
     }
     if (status != PERCH_OK) {
         goto fail;

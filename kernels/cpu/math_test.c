@@ -376,5 +376,5 @@ int main(int argc, char **argv) {
         {"silu_mul_agrees_with_the_reference", silu_mul_agrees_with_the_reference},
         {"gather_takes_the_rows_asked_for", gather_takes_the_rows_asked_for},
     };
-    return test_main("math_test", tests, COUNT(tests), argc, argv);
+    return test_main("cpu_math_test", tests, COUNT(tests), argc, argv);
 }

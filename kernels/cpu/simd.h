@@ -85,6 +85,17 @@ ALWAYS_INLINE vu vu_shl(vu a, int n) { return _mm512_slli_epi32(a, (unsigned)n);
 
 ALWAYS_INLINE vu vu_and(vu a, vu b) { return _mm512_and_si512(a, b); }
 
+/* Lanes are added by halves: i and i + 8, then i and i + 4, and so on. */
+ALWAYS_INLINE float vf_sum(vf x) {
+    __m256 by8 = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    __m128 by4 = _mm_add_ps(_mm256_castps256_ps128(by8), _mm256_extractf128_ps(by8, 1));
+    __m128 by2 = _mm_add_ps(by4, _mm_movehl_ps(by4, by4));
+    return _mm_cvtss_f32(_mm_add_ss(by2, _mm_movehdup_ps(by2)));
+}
+
+/* The largest lane; there is no NaN. */
+ALWAYS_INLINE float vf_max_lane(vf x) { return _mm512_reduce_max_ps(x); }
+
 #else
 
 #define VL 4u
@@ -174,6 +185,16 @@ ALWAYS_INLINE vu vu_shl(vu a, int n) { return a << n; }
 
 ALWAYS_INLINE vu vu_and(vu a, vu b) { return a & b; }
 
+/* Lanes are added by halves: 0 and 2, 1 and 3, then their sums. */
+ALWAYS_INLINE float vf_sum(vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+
+/* The largest lane; there is no NaN. */
+ALWAYS_INLINE float vf_max_lane(vf x) {
+    float a = x[0] > x[1] ? x[0] : x[1];
+    float b = x[2] > x[3] ? x[2] : x[3];
+    return a > b ? a : b;
+}
+
 #endif
 
 /* c + the product of words w and x, each a pair of bf16 (the even element in the low half), summed into f32. */
@@ -185,28 +206,6 @@ ALWAYS_INLINE vf vf_dot2(vf c, vu w, vu x) {
     c = vf_fma(vf_from_bits(vu_shl(w, 16)), vf_from_bits(vu_shl(x, 16)), c);
     return vf_fma(vf_from_bits(vu_and(w, high)), vf_from_bits(vu_and(x, high)), c);
 #endif
-}
-
-/* Lanes are added (compared) by halves: 0 with VL/2, 1 with VL/2 + 1, and so on. */
-ALWAYS_INLINE float vf_sum(vf x) {
-    float lanes[VL];
-    vf_store(lanes, x);
-    for (size_t half = VL / 2; half > 0; half /= 2) {
-        for (size_t i = 0; i < half; i++) {
-            lanes[i] += lanes[i + half];
-        }
-    }
-    return lanes[0];
-}
-
-ALWAYS_INLINE float vf_max_lane(vf x) {
-    float lanes[VL];
-    vf_store(lanes, x);
-    float max = lanes[0];
-    for (size_t i = 1; i < VL; i++) {
-        max = lanes[i] > max ? lanes[i] : max;
-    }
-    return max;
 }
 
 #endif
