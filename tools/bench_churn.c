@@ -25,7 +25,7 @@ struct churn {
 size_t bench_churn_n_runs(const struct bench_config *config) { return config->concurrency.n; }
 
 static uint32_t longest(const struct bench_list *list) {
-    uint32_t most = 0;
+    uint32_t most = 1;
     for (uint32_t i = 0; i < list->n; i++) {
         most = list->values[i] > most ? list->values[i] : most;
     }
@@ -117,17 +117,19 @@ perch_status bench_churn(struct bench_run *run, const struct bench_model *model,
     }
     struct churn churn = {.run = run, .model = model, .rng = {config->seed}};
     churn.sessions = calloc(config->sessions, sizeof(*churn.sessions));
-    churn.tokens = malloc(n_prompt * sizeof(*churn.tokens));
-    status = zipf_create(&churn.zipf, config->sessions, config->zipf_exponent, err);
-    if (status == PERCH_OK && (churn.sessions == NULL || churn.tokens == NULL)) {
+    churn.tokens = calloc(n_prompt, sizeof(*churn.tokens));
+    if (churn.sessions == NULL || churn.tokens == NULL) {
         status = tool_nomem(err);
+        goto end;
     }
+    status = zipf_create(&churn.zipf, config->sessions, config->zipf_exponent, err);
     status = status != PERCH_OK ? status : play(&churn, err);
-    for (uint32_t i = 0; churn.sessions != NULL && i < config->sessions; i++) {
+    for (uint32_t i = 0; i < config->sessions; i++) {
         if (churn.sessions[i].sequence != 0) {
             perch_sequence_close(run->tool->engine, churn.sessions[i].sequence, NULL);
         }
     }
+end:
     zipf_free(&churn.zipf);
     free(churn.sessions);
     free(churn.tokens);

@@ -110,7 +110,7 @@ perch_status bench_grid(struct bench_run *run, const struct bench_model *model, 
         return status;
     }
     struct round round = {.run = run, .model = model, .rng = {config->seed + index}};
-    round.tokens = malloc(run->prompt_tokens * sizeof(*round.tokens));
+    round.tokens = calloc(run->prompt_tokens, sizeof(*round.tokens));
     round.sequences = calloc(run->concurrency, sizeof(*round.sequences));
     status = round.tokens == NULL || round.sequences == NULL ? tool_nomem(err) : play(&round, err);
     free(round.tokens);

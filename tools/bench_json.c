@@ -119,7 +119,7 @@ static json_t *report_json(struct tool *tool, struct bench_run *runs, size_t n) 
             array = NULL;
         }
     }
-    return json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o}", "version", perch_version(), "commit", PERCH_COMMIT, "date",
+    return json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o}", "version", perch_version(), "commit", tool_commit, "date",
                      date, "hardware", hardware_json(), "config", config_json(tool, true), "plan", json_plan(&plan),
                      "runs", array);
 }

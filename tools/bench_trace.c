@@ -218,12 +218,12 @@ perch_status bench_trace(struct bench_run *run, const struct bench_model *model,
     }
     snprintf(run->name, sizeof(run->name), "%s, %u at once", pace, run->concurrency);
     replay.sequences = calloc(trace->n, sizeof(*replay.sequences));
-    perch_status status = make_places(&replay, err);
-    if (status == PERCH_OK && replay.sequences == NULL) {
-        status = tool_nomem(err);
+    if (replay.sequences == NULL) {
+        return tool_nomem(err);
     }
+    perch_status status = make_places(&replay, err);
     status = status != PERCH_OK ? status : play(&replay, err);
-    for (size_t i = 0; replay.sequences != NULL && i < trace->n; i++) {
+    for (size_t i = 0; i < trace->n; i++) {
         if (replay.sequences[i] != 0) {
             perch_sequence_close(run->tool->engine, replay.sequences[i], NULL);
         }

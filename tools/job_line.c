@@ -24,7 +24,7 @@ void job_sessions_free(struct job_sessions *sessions) {
 static perch_status add_session(struct job_sessions *sessions, const char *name, struct job_session **out,
                                 perch_error *err) {
     void *items = sessions->items;
-    perch_status status = grow(&items, &sessions->cap, sessions->n + 1, sizeof(*sessions->items), err);
+    perch_status status = grow(&items, &sessions->cap, sessions->n + 1, sizeof(struct job_session *), err);
     sessions->items = items;
     if (status != PERCH_OK) {
         return status;

@@ -355,7 +355,7 @@ int jobs_run(struct tool *tool, const struct job_kind *kind) {
     }
     jobs.session_len = plan.session_len;
     jobs.n_window = options.queue_size < 1 ? 1 : options.queue_size > MAX_WINDOW ? MAX_WINDOW : options.queue_size;
-    jobs.window = calloc(jobs.n_window, sizeof(*jobs.window));
+    jobs.window = calloc(jobs.n_window, sizeof(struct job *));
     if (jobs.window == NULL || perch_event_init(&jobs.event, sizeof(jobs.event)) != PERCH_OK) {
         code = tool_fail(tool, EXIT_RUN, "out of memory");
         goto end;

@@ -171,8 +171,9 @@ static void draw_tick(FILE *file, const struct axis *x, const struct axis *y, bo
 static void draw_ticks(FILE *file, const struct axis *x, const struct axis *y, bool on_x) {
     const struct axis *axis = on_x ? x : y;
     if (axis->is_log) {
-        for (double value = axis->from; value <= axis->to * 1.0001; value *= 10.0) {
-            draw_tick(file, x, y, on_x, value);
+        int n_decades = (int)lround(log10(axis->to / axis->from));
+        for (int i = 0; i <= n_decades; i++) {
+            draw_tick(file, x, y, on_x, axis->from * pow(10.0, i));
         }
         return;
     }

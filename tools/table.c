@@ -60,8 +60,8 @@ void table_print(const struct table *table, FILE *file) {
             }
         }
     }
+    size_t c = 0;
     for (size_t i = 0; i < table->n_cells; i++) {
-        size_t c = i % table->n_columns;
         bool last = c + 1 == table->n_columns || i + 1 == table->n_cells;
         if (right[c]) {
             fprintf(file, "%*s", (int)width[c], table->cells[i]);
@@ -69,6 +69,7 @@ void table_print(const struct table *table, FILE *file) {
             fprintf(file, "%-*s", last ? 0 : (int)width[c], table->cells[i]);
         }
         fputs(last ? "\n" : "  ", file);
+        c = last ? 0 : c + 1;
     }
 }
 
