@@ -1,6 +1,8 @@
 /* fields: strict reading of one JSON object, and of the file that it stands in. */
 #include "engine/model/fields.h"
 
+#include "base/json.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -142,20 +144,7 @@ perch_status fields_known(const fields *f, const char *const *const lists[], siz
 }
 
 perch_status fields_parse(const char *text, size_t n_bytes, const char *where, json_t **out, perch_error *err) {
-    json_error_t reason;
-    *out = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &reason);
-    if (!*out) {
-        /* Where jansson runs out of memory it leaves the text empty. */
-        return reason.text[0] && json_error_code(&reason) != json_error_out_of_memory
-                   ? err_set(err, PERCH_E_FORMAT, "%s: line %d: %s", where, reason.line, reason.text)
-                   : err_nomem(err, "JSON");
-    }
-    if (!json_is_object(*out)) {
-        json_decref(*out);
-        *out = NULL;
-        return err_set(err, PERCH_E_FORMAT, "%s: must be a JSON object", where);
-    }
-    return PERCH_OK;
+    return json_parse_object(text, n_bytes, 0, where, out, err);
 }
 
 static perch_status read_all(int fd, const char *path, char *to, size_t n_bytes, perch_error *err) {
