@@ -114,8 +114,7 @@ static perch_status match_stop_strings(completion *c, bool *matched) {
     const char *text;
     size_t n_bytes;
     *matched = false;
-    perch_status status =
-        perch_tokenizer_stream_push(c->stop_stream, c->tokens[c->n_generated - 1], &text, &n_bytes, NULL);
+    perch_status status = stream_token(c->stop_stream, c->tokens[c->n_generated - 1], &text, &n_bytes, NULL);
     if (status) {
         return status;
     }

@@ -89,6 +89,17 @@ typedef struct snapshot {
     bool finished;
 } snapshot;
 
+perch_status stream_token(perch_tokenizer_stream *stream, int32_t token, const char **text, size_t *n_bytes,
+                          perch_error *err) {
+    perch_status status = perch_tokenizer_stream_push(stream, token, text, n_bytes, err);
+    if (status == PERCH_E_INVALID) {
+        *text = "";
+        *n_bytes = 0;
+        status = PERCH_OK;
+    }
+    return status;
+}
+
 static perch_status append_text(completion *c, const char *text, size_t n_bytes, perch_error *err) {
     perch_status status = array_reserve((void **)&c->text, &c->text_cap, c->text_bytes + n_bytes + 1, 1, err);
     if (!status) {
@@ -103,7 +114,7 @@ static perch_status decode_text(completion *c, const snapshot *now, perch_error 
     while (c->piece || c->n_decoded < now->n_generated || (now->finished && !c->flushed)) {
         perch_status status = PERCH_OK;
         if (!c->piece && c->n_decoded < now->n_generated) {
-            status = perch_tokenizer_stream_push(c->stream, c->tokens[c->n_decoded], &c->piece, &c->piece_bytes, err);
+            status = stream_token(c->stream, c->tokens[c->n_decoded], &c->piece, &c->piece_bytes, err);
             c->n_decoded += status == PERCH_OK;
         } else if (!c->piece) {
             status = perch_tokenizer_stream_flush(c->stream, &c->piece, &c->piece_bytes, err);

@@ -194,6 +194,10 @@ void completion_start_forks(perch_engine *e, request *r);
 void completions_end_due(perch_engine *e); /* those cancelled or past their deadline */
 void engine_poison(perch_engine *e, const perch_error *why);
 
+/* events.c: what token adds to a stream's text; nothing where the model has ids that the tokenizer has not. Without the lock. */
+perch_status stream_token(perch_tokenizer_stream *stream, int32_t token, const char **text, size_t *n_bytes,
+                          perch_error *err);
+
 /* events.c; under the lock */
 void outbox_push(perch_engine *e, completion *c);
 void outbox_signal(perch_engine *e);
