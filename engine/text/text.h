@@ -1,6 +1,6 @@
 /*
- * text: tokenizers and chat formats. The interface is the public one (perch_tokenizer_*, perch_chat_*); here is what the
- * engine needs beside it.
+ * text: tokenizers and chat formats. The interface is the public one (perch_tokenizer_*, perch_chat_*); here is what
+ * the engine needs beside it.
  */
 #ifndef PERCH_ENGINE_TEXT_TEXT_H
 #define PERCH_ENGINE_TEXT_TEXT_H
@@ -8,8 +8,8 @@
 #include "base/base.h"
 
 /*
- * The raw bytes one token adds to a text in mid-sequence (after byte-level or byte-fallback decoding; special tokens give
- * none): borrowed for the tokenizer's life. Not a whole number of UTF-8 characters in general.
+ * The raw bytes one token adds to a text in mid-sequence (after byte-level or byte-fallback decoding; special tokens
+ * give none): borrowed for the tokenizer's life. Not a whole number of UTF-8 characters in general.
  */
 const char *tokenizer_piece(const perch_tokenizer *tokenizer, int32_t token, size_t *n_bytes);
 
