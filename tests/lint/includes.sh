@@ -10,7 +10,7 @@
 #   engine/text    include base
 #   engine         include base kernels cache comm, its own folders
 #   tools          include (perch/perch.h alone)
-#   tests          anything, and so may NAME_test.c wherever it stands
+#   tests          anything, and so may NAME_test.c and NAME_testing.[ch] (what several tests share) wherever they stand
 #
 # A module includes its own files. CUDA's headers belong to kernels/ and comm/, those of MPI and NCCL to comm/.
 # usage: includes.sh [ROOT]: prints "FILE:LINE: reason" for each include that is not allowed; exit code 1 if there is one.
@@ -34,6 +34,8 @@ function module(path) {
     return path ~ /\// ? substr(path, 1, index(path, "/") - 1) : "."
 }
 
+function is_test(path) { return path ~ /^tests\// || path ~ /(^|[_\/])(test|testing)\.[a-z]+$/ }
+
 function report(reason) { printf "%s:%d: %s\n", file, line, reason; found++ }
 
 # The file of ours that an include of `name` in `file` opens, or "".
@@ -49,7 +51,7 @@ function resolve(name, quoted,    folder) {
 
 function check(name, quoted,    from, to, target) {
     from = module(file)
-    if (from == "tests" || file ~ /_test\.(c|cu|cc|cpp)$/) { return }
+    if (is_test(file)) { return }
     if (name ~ /(^|\/)\.\.?(\/|$)/) { report("\"" name "\": paths are written from the root, without dots"); return }
     target = resolve(name, quoted)
     if (target == "") {
@@ -61,7 +63,7 @@ function check(name, quoted,    from, to, target) {
         return
     }
     to = module(target)
-    if (target ~ /_test\.(c|h)$/ || to == "tests") { report(from "/ may not include tests: " target); return }
+    if (is_test(target)) { report(from "/ may not include tests: " target); return }
     if (!(from in allowed)) { report(from "/ is no module of the design"); return }
     if (to != from && index(" " allowed[from] " ", " " to " ") == 0) {
         report(from "/ may not include " to "/: " target)
@@ -114,7 +116,7 @@ END {
                 rest = substr(text, RLENGTH + 1)
                 check(name, text ~ /^"/)
                 skip(rest)
-            } else if (module(file) != "tests") {
+            } else if (!is_test(file)) {
                 report("an include that is not a plain name cannot be checked")
             }
         }

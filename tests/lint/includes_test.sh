@@ -44,6 +44,8 @@ allowed_tree() {
     put tools/perch.c '#include "perch/perch.h"' '#include <jansson.h>'
     put tests/whole_test.c '#include "engine/model/model.h"' '#include "cache/cache.h"' '#include "../cache/cache.h"'
     put cache/cache_test.c '#include "tests/support/check.h"' '#include "kernels/kernels.h"'
+    put cache/cache_testing.h '#include "tests/support/check.h"'
+    put engine/model/testing.c '#include "tests/support/check.h"' '#include "cache/cache.h"'
     put build/generated.c '#include "nowhere.h"'
 }
 
@@ -91,12 +93,14 @@ expect "the public header needs the C library alone" \
     'include/perch/perch.h:2: include/ may not include base/: base/base.h'
 
 allowed_tree
-put engine/engine.c '#include "tests/support/check.h"' '#include "../cache/cache.h"' '#include HEADER'
+put engine/engine.c '#include "tests/support/check.h"' '#include "../cache/cache.h"' '#include HEADER' \
+    '#include "cache/cache_testing.h"'
 put tests/support/check.h ''
 expect "tests, dots and macros are refused" \
     'engine/engine.c:1: engine/ may not include tests: tests/support/check.h' \
     'engine/engine.c:2: "../cache/cache.h": paths are written from the root, without dots' \
-    'engine/engine.c:3: an include that is not a plain name cannot be checked'
+    'engine/engine.c:3: an include that is not a plain name cannot be checked' \
+    'engine/engine.c:4: engine/ may not include tests: cache/cache_testing.h'
 
 allowed_tree
 put misc/odd.c '#include "base/base.h"'
