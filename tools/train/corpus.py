@@ -21,6 +21,10 @@ Diana George Agnes Robert Helen Thomas Ruth Samuel Vera Daniel Olga Edgar Miriam
 Conrad Judith Anton Flora Gilbert Stella Jonas Beatrice Arthur Nadia Philip
 Rosa""".split()
 
+WOMEN = set("""Nora Clara Marta Lucy Greta Alice Julia Hannah Sofia Elena Ada
+Irene Diana Agnes Helen Ruth Vera Olga Miriam Judith Flora Stella Beatrice Nadia
+Rosa""".split())
+
 PETS = """Rex Biscuit Shadow Pepper Ginger Rocky Milo Luna Smoky Tiger Buddy
 Coco Misty Bandit Pickle Ziggy Noodle Domino Whisky Patch Bella Rusty Sooty
 Pumpkin Marble Fluffy Scout Jasper Teddy Hazel Bingo Muffin Pluto Sparky Velvet

@@ -5,7 +5,9 @@ checkpoint. Needs torch, tokenizers and safetensors; runs on two CPU cores.
 
 Each row of a batch is one conversation from its first token on, cut off at the
 stage's length. The loss is taken on the assistant's tokens only: these are the
-ones that follow from the conversation."""
+ones that follow from the conversation. There are two runs of the optimizer: a
+trunk on a cosine that is left early, and from its rounded weights a cool-down
+that takes the learning rate straight to nothing."""
 
 import argparse
 import json
@@ -17,7 +19,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 import corpus
 import tokenizer
@@ -26,8 +29,10 @@ from llama import Config, Llama
 SEED = 20
 # (steps, rows, tokens per row): short conversations until copying has been
 # learned, then the length at which the model is used.
-STAGES = [(1200, 32, 256), (800, 16, 512), (1000, 8, 1024)]
-PEAK_LR, WARMUP = 3e-3, 100
+TRUNK = [(400, 32, 256), (400, 16, 512), (600, 8, 1024)]
+TRUNK_LR, TRUNK_WARMUP, TRUNK_HORIZON = 3e-3, 100, 2300
+COOL_DOWN = [(200, 8, 1024)]
+COOL_LR, COOL_WARMUP = 1e-3, 10
 EVAL_EVERY = 200
 
 
@@ -121,10 +126,17 @@ def recall_accuracy(model, enc, conversations, cut_part=0.0):
     return {k: right[k] / total[k] for k in sorted(total)}, total
 
 
-def learning_rate(step, n_steps):
-    if step < WARMUP:
-        return PEAK_LR * (step + 1) / WARMUP
-    return PEAK_LR * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (n_steps - WARMUP))))
+def trunk_rate(step, _):
+    """Cosine from TRUNK_LR to 2 % of it at TRUNK_HORIZON, past the last step."""
+    if step < TRUNK_WARMUP:
+        return TRUNK_LR * (step + 1) / TRUNK_WARMUP
+    done = (step - TRUNK_WARMUP) / (TRUNK_HORIZON - TRUNK_WARMUP)
+    return TRUNK_LR * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def cool_rate(step, n_steps):
+    """Straight down from COOL_LR to nothing."""
+    return COOL_LR * min((step + 1) / COOL_WARMUP, 1 - step / n_steps)
 
 
 def round_to_bf16(model):
@@ -179,6 +191,49 @@ def report(model, enc, conversations):
     return " ".join(f"{k} {v:.3f}" for k, v in shares.items())
 
 
+def load(folder):
+    """-> the checkpoint in `folder`, its weights in F32, and its tokenizer."""
+    spec = json.loads((folder / "config.json").read_text())
+    model = Llama(Config(**{k: spec[k] for k in Config.__dataclass_fields__}))
+    weights = load_file(str(folder / "model.safetensors"))
+    model.load_state_dict({k: v.float() for k, v in weights.items()})
+    return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def fit(model, tok, stages, rate, rng, out):
+    """Runs `stages` with the learning rate `rate(step, n_steps)`; saves to `out`
+    every EVAL_EVERY steps and at the end."""
+    enc = Encoder(tok)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    opt = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05},
+                             {"params": vectors, "weight_decay": 0.0}],
+                            betas=(0.9, 0.98))
+    held_out = fresh_recall(1, 24, model.cfg.max_position_embeddings, enc)
+    n_steps = sum(s[0] for s in stages)
+    start, step, losses = time.monotonic(), 0, []
+    for n, rows, length in stages:
+        for _ in range(n):
+            x, y = training_batch(rng, enc, rows, length)
+            for group in opt.param_groups:
+                group["lr"] = rate(step, n_steps)
+            keep = y >= 0
+            loss = F.cross_entropy(model.logits(model(x)[keep]), y[keep])
+            opt.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            opt.step()
+            losses.append(loss.item())
+            step += 1
+            if step % 25 == 0:
+                mean = sum(losses[-25:]) / 25
+                print(f"step {step} [{rows}x{length}] loss {mean:.4f} "
+                      f"{time.monotonic() - start:.0f} s", flush=True)
+            if step % EVAL_EVERY == 0 or step == n_steps:
+                save(model, tok, out)
+                print("  held out:", report(model, enc, held_out), flush=True)
+
+
 def main():
     here = Path(__file__).resolve().parent
     args = argparse.ArgumentParser(description="Trains the demo's model.")
@@ -188,43 +243,17 @@ def main():
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
-    rng = random.Random(SEED)
     cfg = Config()
-    tok = tokenizer.build(cfg.vocab_size)
-    enc = Encoder(tok)
-    model = Llama(cfg)
+    model, tok = Llama(cfg), tokenizer.build(cfg.vocab_size)
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    opt = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05},
-                             {"params": vectors, "weight_decay": 0.0}],
-                            lr=PEAK_LR, betas=(0.9, 0.98))
-    held_out = fresh_recall(1, 24, cfg.max_position_embeddings, enc)
-    n_steps = sum(s[0] for s in STAGES)
-    start, step, losses = time.monotonic(), 0, []
-    for n, rows, length in STAGES:
-        for _ in range(n):
-            x, y = training_batch(rng, enc, rows, length)
-            for group in opt.param_groups:
-                group["lr"] = learning_rate(step, n_steps)
-            keep = y >= 0
-            loss = F.cross_entropy(model.logits(model(x)[keep]), y[keep])
-            opt.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            opt.step()
-            losses.append(loss.item())
-            step += 1
-            if step % 50 == 0:
-                mean = sum(losses[-50:]) / 50
-                print(f"step {step} [{rows}x{length}] loss {mean:.4f} "
-                      f"{time.monotonic() - start:.0f} s", flush=True)
-            if step % EVAL_EVERY == 0:
-                print("  held out:", report(model, enc, held_out), flush=True)
-                save(model, tok, args.out)
+    fit(model, tok, TRUNK, trunk_rate, random.Random(SEED), args.out)
+    round_to_bf16(model)
+    fit(model, tok, COOL_DOWN, cool_rate, random.Random(SEED + 1), args.out)
     round_to_bf16(model)
     save(model, tok, args.out)
-    print("rounded:", report(model, enc, fresh_recall(2, 100, cfg.max_position_embeddings, enc)))
+    enc = Encoder(tok)
+    fresh = fresh_recall(2, 100, model.cfg.max_position_embeddings, enc)
+    print("rounded:", report(model, enc, fresh))
 
 
 if __name__ == "__main__":
