@@ -109,16 +109,43 @@ static perch_status append_text(completion *c, const char *text, size_t n_bytes,
     return status;
 }
 
+/* A stream in the state of the one that broke: it is a function of the tokens that went through it. */
+static perch_status remake_stream(const perch_engine *e, completion *c, perch_error *err) {
+    perch_tokenizer_stream *stream;
+    const char *text;
+    size_t n_bytes;
+    perch_status status = perch_tokenizer_stream_create(e->tokenizer, PERCH_DECODE_CONTINUE, &stream, err);
+    for (uint32_t i = 0; !status && i < c->n_decoded; i++) {
+        status = stream_token(stream, c->tokens[i], &text, &n_bytes, err);
+    }
+    if (status) {
+        perch_tokenizer_stream_destroy(stream);
+        return status;
+    }
+    perch_tokenizer_stream_destroy(c->stream);
+    c->stream = stream;
+    c->stream_broken = false;
+    return PERCH_OK;
+}
+
 /* Decodes what is new into c->text. Can be called again after a failure: a piece that is decoded is not decoded twice. */
-static perch_status decode_text(completion *c, const snapshot *now, perch_error *err) {
+static perch_status decode_text(const perch_engine *e, completion *c, const snapshot *now, perch_error *err) {
+    if (c->stream_broken) {
+        perch_status status = remake_stream(e, c, err);
+        if (status) {
+            return status;
+        }
+    }
     while (c->piece || c->n_decoded < now->n_generated || (now->finished && !c->flushed)) {
         perch_status status = PERCH_OK;
         if (!c->piece && c->n_decoded < now->n_generated) {
             status = stream_token(c->stream, c->tokens[c->n_decoded], &c->piece, &c->piece_bytes, err);
             c->n_decoded += status == PERCH_OK;
+            c->stream_broken = status != PERCH_OK;
         } else if (!c->piece) {
             status = perch_tokenizer_stream_flush(c->stream, &c->piece, &c->piece_bytes, err);
             c->flushed = status == PERCH_OK;
+            c->stream_broken = status != PERCH_OK;
         }
         if (!status) {
             status = append_text(c, c->piece, c->piece_bytes, err);
@@ -171,11 +198,12 @@ static void fill_usage(const completion *c, perch_event *ev) {
 }
 
 /* Copies everything that is new into the event's own buffers, or fails and changes nothing that the host could miss. */
-static perch_status fill_event(completion *c, const snapshot *now, perch_event *ev, perch_error *err) {
+static perch_status fill_event(const perch_engine *e, completion *c, const snapshot *now, perch_event *ev,
+                               perch_error *err) {
     event_storage *s = ev->storage;
     size_t from = c->n_delivered, n = now->n_generated - from, n_top = c->req->sampling->n_logprobs;
     size_t n_prompt = now->finished && c->prompt_logprobs ? c->n_prompt - c->n_turn_start : 0;
-    perch_status status = c->stream ? decode_text(c, now, err) : PERCH_OK;
+    perch_status status = c->stream ? decode_text(e, c, now, err) : PERCH_OK;
     size_t n_text = c->stream && !status ? deliverable_bytes(c, now) : 0;
     if (status || (status = reserve_storage(s, c, n, n_top, n_prompt, n_text, err))) {
         return status;
@@ -285,7 +313,7 @@ perch_status perch_next(perch_engine *e, perch_event *ev, int timeout_ms, perch_
     snapshot now = {.n_generated = c->n_generated, .safe_bytes = c->safe_bytes, .finished = c->finished};
     pthread_mutex_unlock(&e->lock);
 
-    status = fill_event(c, &now, ev, err);
+    status = fill_event(e, c, &now, ev, err);
 
     pthread_mutex_lock(&e->lock);
     if (status) {

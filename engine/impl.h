@@ -92,6 +92,7 @@ struct completion {
     uint32_t n_delivered;
     uint32_t n_decoded;
     perch_tokenizer_stream *stream; /* the host side's decoding; NULL without text */
+    bool stream_broken;             /* out of memory in the middle: to be made anew from the tokens */
     const char *piece;              /* decoded but not yet in text, or NULL */
     size_t piece_bytes;
     bool flushed;
