@@ -4,9 +4,9 @@
  * Most of it is the same text with the same meaning and goes through. What is spelt otherwise or means something else
  * is replaced: \s and \S (PCRE2's white space has U+180E), \w and \b (Oniguruma's words are made of alphabetic
  * characters, marks, decimal digits and connectors, and outside a class of Latin-1's raised digits and fractions), \h
- * (a hexadecimal digit), \v (a vertical tab), \uHHHH, {,n}, and the option m (the dot matches a newline). What can't
- * be said in PCRE2, or hardly occurs, is E_UNSUPPORTED: nested and intersected classes, {n,m}+ (in Ruby a repeat of a
- * repeat, in PCRE2 possessive), options set in the middle, absence operators, calls.
+ * (a hexadecimal digit), \v (a vertical tab), \p of scripts, \uHHHH, {,n}, and the option m (the dot matches a
+ * newline). What can't be said in PCRE2, or hardly occurs, is E_UNSUPPORTED: nested and intersected classes, {n,m}+
+ * (in Ruby a repeat of a repeat, in PCRE2 possessive), options set in the middle, absence operators, calls.
  */
 #include "engine/text/pattern.h"
 #include "engine/text/utf8.h"
@@ -89,6 +89,38 @@ static perch_status translate_code(struct translation *t) {
     return status == PERCH_OK ? put(t, "}") : status;
 }
 
+/*
+ * \p{Name} and \P{Name}, {^Name} being the other of the two. The name of a script is the script itself in Oniguruma,
+ * and all that the script uses in PCRE2.
+ */
+static perch_status translate_property(struct translation *t) {
+    static const char *const not_scripts[] = {"Any", "Alphabetic", "Lowercase", "Uppercase", "White_Space", "Emoji"};
+    const char *name = t->text + t->at + 3;
+    const char *end = look(t, 2) == '{' ? memchr(name, '}', t->n - t->at - 3) : NULL;
+    bool negated = look(t, 1) == 'P';
+    if (!end) {
+        return refuse(t, "this property");
+    }
+    if (*name == '^') {
+        negated = !negated;
+        name++;
+    }
+    size_t n = (size_t)(end - name);
+    bool script = n > 2; /* the general categories have one letter or two */
+    for (size_t i = 0; i < sizeof not_scripts / sizeof *not_scripts; i++) {
+        script = script && !(n == strlen(not_scripts[i]) && memcmp(name, not_scripts[i], n) == 0);
+    }
+    perch_status status = put(t, negated ? "\\P{" : "\\p{");
+    if (status == PERCH_OK && script) {
+        status = put(t, "sc:");
+    }
+    if (status == PERCH_OK) {
+        status = buf_append(&t->out, name, n + 1, t->err);
+    }
+    t->at = (size_t)(end - t->text) + 1;
+    return status;
+}
+
 static perch_status translate_escape(struct translation *t) {
     char c = look(t, 1);
     if (t->at + 1 >= t->n) {
@@ -130,9 +162,8 @@ static perch_status translate_escape(struct translation *t) {
     if (is_digit(c) || (is_letter(c) && !strchr(t->in_class ? "dDpPntrfae" : "dDpPntrfaeAzZGkKRX", c))) {
         return refuse(t, "this escape");
     }
-    if ((c == 'p' || c == 'P') && look(t, 2) == '{') {
-        const char *end = memchr(t->text + t->at, '}', t->n - t->at);
-        return end ? copy(t, (size_t)(end - t->text) + 1 - t->at) : refuse(t, "a property without an end");
+    if (c == 'p' || c == 'P') {
+        return translate_property(t);
     }
     return copy(t, 1 + utf8_length(c));
 }
