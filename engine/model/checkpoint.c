@@ -42,24 +42,16 @@ void checkpoint_drop(const checkpoint *c, const checkpoint_tensor *t, const uint
     (void)madvise(file->map + begin, end - begin, MADV_DONTNEED);
 }
 
-static char *copy_text(const char *text) {
-    size_t n = strlen(text) + 1;
-    char *copy = malloc(n);
-    return copy ? memcpy(copy, text, n) : NULL;
-}
-
 void checkpoint_close(checkpoint *c) {
     for (size_t i = 0; i < c->n_files; i++) {
         if (c->files) {
             safetensors_close(&c->files[i]);
         }
-        if (c->file_names) {
-            free(c->file_names[i]);
-        }
     }
     free(c->files);
     free(c->file_names);
     free(c->tensors);
+    jv_free(&c->index);
     memset(c, 0, sizeof *c);
 }
 
@@ -105,56 +97,49 @@ static bool is_plain_name(const char *name) {
     return name[0] && strlen(name) < 256 && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
-static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int by_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
 
 /* The different file names of weight_map, sorted, into c->file_names. */
-static perch_status list_files(json_t *weight_map, const char *path, checkpoint *c, perch_error *err) {
-    const char *tensor;
-    json_t *file;
-    size_t n = 0;
-    if (json_object_size(weight_map) == 0) {
+static perch_status list_files(const jv *weight_map, const char *path, checkpoint *c, perch_error *err) {
+    size_t last = 0;
+    if (!weight_map || weight_map->type != JV_OBJECT || weight_map->n == 0) {
         return err_set(err, PERCH_E_FORMAT, "%s: weight_map: must be an object with tensors", path);
     }
-    c->file_names = calloc(json_object_size(weight_map), sizeof *c->file_names);
+    c->file_names = calloc(weight_map->n, sizeof *c->file_names);
     if (!c->file_names) {
         return err_nomem(err, "the list of files");
     }
-    json_object_foreach(weight_map, tensor, file) {
-        const char *name = json_string_value(file);
+    for (uint32_t i = 0; i < weight_map->n; i++) {
+        const jv *file = &weight_map->as.children[i];
+        const char *name = jv_string(file);
         if (!name || !is_plain_name(name)) {
             return err_set(err, PERCH_E_FORMAT, "%s: weight_map: %.128s: \"%.128s\" is not the name of a file beside it",
-                           path, tensor, name ? name : "");
+                           path, file->key, name ? name : "");
         }
-        if (!(c->file_names[c->n_files] = copy_text(name))) {
-            return err_nomem(err, "a file's name");
-        }
-        c->n_files++;
+        c->file_names[i] = name;
     }
-    qsort(c->file_names, c->n_files, sizeof *c->file_names, by_text);
-    for (size_t i = 1; i < c->n_files; i++) {
-        if (strcmp(c->file_names[n], c->file_names[i]) == 0) {
-            free(c->file_names[i]);
-        } else {
-            c->file_names[++n] = c->file_names[i];
+    qsort(c->file_names, weight_map->n, sizeof *c->file_names, by_text);
+    for (uint32_t i = 1; i < weight_map->n; i++) {
+        if (strcmp(c->file_names[last], c->file_names[i]) != 0) {
+            c->file_names[++last] = c->file_names[i];
         }
     }
-    c->n_files = n + 1;
+    c->n_files = last + 1;
     return PERCH_OK;
 }
 
 /* The index and the files must say the same. */
-static perch_status check_index(json_t *weight_map, const char *path, const checkpoint *c, perch_error *err) {
-    const char *name;
-    json_t *file;
-    json_object_foreach(weight_map, name, file) {
-        const checkpoint_tensor *t = checkpoint_find(c, name);
-        if (!t || strcmp(c->file_names[t->file], json_string_value(file)) != 0) {
-            return err_set(err, PERCH_E_FORMAT, "%s: weight_map: %.128s is not in %.128s", path, name,
-                           json_string_value(file));
+static perch_status check_index(const jv *weight_map, const char *path, const checkpoint *c, perch_error *err) {
+    for (uint32_t i = 0; i < weight_map->n; i++) {
+        const jv *file = &weight_map->as.children[i];
+        const checkpoint_tensor *t = checkpoint_find(c, file->key);
+        if (!t || strcmp(c->file_names[t->file], file->as.string) != 0) {
+            return err_set(err, PERCH_E_FORMAT, "%s: weight_map: %.128s is not in %.128s", path, file->key,
+                           file->as.string);
         }
     }
     for (size_t i = 0; i < c->n_tensors; i++) {
-        if (!json_object_get(weight_map, c->tensors[i].tensor.name)) {
+        if (!jv_get(weight_map, c->tensors[i].tensor.name)) {
             return err_set(err, PERCH_E_FORMAT, "%s: weight_map: %.128s is in %.128s, but missing here", path,
                            c->tensors[i].tensor.name, c->file_names[c->tensors[i].file]);
         }
@@ -162,7 +147,7 @@ static perch_status check_index(json_t *weight_map, const char *path, const chec
     return PERCH_OK;
 }
 
-static perch_status read_index(const char *path, json_t **out, perch_error *err) {
+static perch_status read_index(const char *path, jv_doc *out, perch_error *err) {
     char *text;
     size_t n_bytes;
     perch_status status = fields_read_file(path, MAX_INDEX_BYTES, &text, &n_bytes, err);
@@ -173,42 +158,39 @@ static perch_status read_index(const char *path, json_t **out, perch_error *err)
     return status;
 }
 
-perch_status checkpoint_open(const char *dir, checkpoint *out, perch_error *err) {
-    char path[PATH_BYTES];
-    json_t *index = NULL, *weight_map = NULL;
-    memset(out, 0, sizeof *out);
-    perch_status status = join_path(dir, single_name, path, err);
-    if (status != PERCH_OK) {
-        return status;
+static perch_status open_single(const char *dir, checkpoint *c, perch_error *err) {
+    c->file_names = calloc(1, sizeof *c->file_names);
+    if (!c->file_names) {
+        return err_nomem(err, "the list of files");
     }
-    if (access(path, F_OK) == 0) {
-        out->file_names = calloc(1, sizeof *out->file_names);
-        if (!out->file_names || !(out->file_names[0] = copy_text(single_name))) {
-            status = err_nomem(err, "a file's name");
-            goto done;
-        }
-        out->n_files = 1;
-        status = open_files(dir, out, err);
-        goto done;
+    c->file_names[0] = single_name;
+    c->n_files = 1;
+    return open_files(dir, c, err);
+}
+
+static perch_status open_sharded(const char *dir, const char *path, checkpoint *c, perch_error *err) {
+    perch_status status = read_index(path, &c->index, err);
+    if (status == PERCH_E_NOT_FOUND) {
+        return err_set(err, status, "%s: has neither %s nor %s", dir, single_name, index_name);
     }
-    if ((status = join_path(dir, index_name, path, err)) != PERCH_OK ||
-        (status = read_index(path, &index, err)) != PERCH_OK) {
-        if (status == PERCH_E_NOT_FOUND) {
-            err_set(err, status, "%s: has neither %s nor %s", dir, single_name, index_name);
-        }
-        goto done;
-    }
-    weight_map = json_object_get(index, "weight_map");
-    status = list_files(weight_map, path, out, err);
-    if (status == PERCH_OK) {
-        status = open_files(dir, out, err);
+    const jv *weight_map = jv_get(c->index.root, "weight_map");
+    if (status == PERCH_OK && (status = list_files(weight_map, path, c, err)) == PERCH_OK) {
+        status = open_files(dir, c, err);
         status = status == PERCH_E_NOT_FOUND ? err_prefix(err, PERCH_E_IO, "%s", index_name) : status;
     }
+    return status == PERCH_OK ? check_index(weight_map, path, c, err) : status;
+}
+
+perch_status checkpoint_open(const char *dir, checkpoint *out, perch_error *err) {
+    char single[PATH_BYTES], index[PATH_BYTES];
+    memset(out, 0, sizeof *out);
+    perch_status status = join_path(dir, single_name, single, err);
     if (status == PERCH_OK) {
-        status = check_index(weight_map, path, out, err);
+        status = join_path(dir, index_name, index, err);
     }
-done:
-    json_decref(index);
+    if (status == PERCH_OK) {
+        status = access(single, F_OK) == 0 ? open_single(dir, out, err) : open_sharded(dir, index, out, err);
+    }
     if (status != PERCH_OK) {
         checkpoint_close(out);
     }

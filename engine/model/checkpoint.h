@@ -14,8 +14,9 @@ typedef struct checkpoint {
     checkpoint_tensor *tensors; /* [n_tensors] by name */
     size_t n_tensors;
     safetensors *files; /* [n_files] */
-    char **file_names;  /* [n_files] within the directory */
+    const char **file_names; /* [n_files] within the directory */
     size_t n_files;
+    jv_doc index; /* of a sharded one: holds the names */
 } checkpoint;
 
 /*

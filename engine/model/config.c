@@ -81,14 +81,14 @@ uint64_t model_n_parameters(const model_config *c) {
 /* ------------------------------------------------------------- the parts -- */
 
 static perch_status read_arch(const fields *f, model_arch *out) {
-    const json_t *classes = json_object_get(f->object, "architectures");
+    const jv *classes = jv_get(f->object, "architectures");
     const char *class_name = NULL, *model_type = NULL;
     perch_status status = field_string(f, "model_type", &model_type);
     if (status != PERCH_OK) {
         return status;
     }
     if (field_is_set(f, "architectures")) {
-        class_name = json_array_size(classes) == 1 ? json_string_value(json_array_get(classes, 0)) : NULL;
+        class_name = classes->type == JV_ARRAY && classes->n == 1 ? jv_string(&classes->as.children[0]) : NULL;
         if (!class_name) {
             return err_set(f->err, PERCH_E_FORMAT, "%s: architectures: must be a list of one name", f->where);
         }
@@ -154,7 +154,7 @@ static perch_status read_sizes(const fields *f, model_config *out) {
     }
     out->rms_eps = (float)eps;
     /* Absent (not null), it means as many as query heads in a Llama only; elsewhere the default is an arbitrary number. */
-    if (out->arch != MODEL_LLAMA && !json_object_get(f->object, "num_key_value_heads")) {
+    if (out->arch != MODEL_LLAMA && !jv_get(f->object, "num_key_value_heads")) {
         return field_require(f, "num_key_value_heads");
     }
     out->n_kv_heads = out->n_heads;
@@ -209,13 +209,13 @@ static perch_status read_biases(const fields *f, model_config *out) {
 
 /* layer_types says layer by layer what the other keys say with a border; where it stands it alone counts. */
 static perch_status read_layer_types(const fields *f, model_config *out) {
-    const json_t *types = json_object_get(f->object, "layer_types");
-    if (!json_is_array(types) || json_array_size(types) != out->n_layers) {
+    const jv *types = jv_get(f->object, "layer_types");
+    if (types->type != JV_ARRAY || types->n != out->n_layers) {
         return err_set(f->err, PERCH_E_FORMAT, "%s: layer_types: must be a list of %u names", f->where, out->n_layers);
     }
     memset(out->windowed, 0, sizeof out->windowed);
     for (uint32_t l = 0; l < out->n_layers; l++) {
-        const char *type = json_string_value(json_array_get(types, l));
+        const char *type = jv_string(&types->as.children[l]);
         if (type && strcmp(type, "sliding_attention") == 0) {
             out->windowed[l / 64] |= (uint64_t)1 << (l % 64);
         } else if (!type || strcmp(type, "full_attention") != 0) {
@@ -249,7 +249,7 @@ static perch_status read_window(const fields *f, model_config *out) {
         return status;
     }
     /* null is "none"; only an absent key is the default. */
-    is_used = is_used && !json_is_null(json_object_get(f->object, "sliding_window"));
+    is_used = is_used && (field_is_set(f, "sliding_window") || !jv_get(f->object, "sliding_window"));
     out->window = is_used ? window : 0;
     for (uint32_t l = border; is_used && l < out->n_layers; l++) {
         out->windowed[l / 64] |= (uint64_t)1 << (l % 64);
@@ -276,8 +276,8 @@ static perch_status read_dtype(const fields *f, model_config *out, bool *is_know
 /* BOS and EOS that a config.json without the keys has by its class. */
 static perch_status read_token_ids(const fields *f, model_config *out) {
     bool has_defaults = out->arch == MODEL_LLAMA || out->arch == MODEL_MISTRAL;
-    out->bos = has_defaults && out->vocab_size > 1 && !json_object_get(f->object, "bos_token_id") ? 1 : -1;
-    if (has_defaults && out->vocab_size > 2 && !json_object_get(f->object, "eos_token_id")) {
+    out->bos = has_defaults && out->vocab_size > 1 && !jv_get(f->object, "bos_token_id") ? 1 : -1;
+    if (has_defaults && out->vocab_size > 2 && !jv_get(f->object, "eos_token_id")) {
         out->eos[out->n_eos++] = 2;
     }
     return config_token_ids_read(f, out);
@@ -308,13 +308,13 @@ static perch_status read_generation(const fields *f, model_config *out) {
 static perch_status parse(const char *json, size_t n_bytes, const char *generation, size_t n_generation_bytes,
                           const char *name, const char *generation_name, model_config *out, bool *dtype_is_known,
                           perch_error *err) {
-    json_t *root = NULL, *generation_root = NULL;
+    jv_doc doc = {0}, generation_doc = {0};
     memset(out, 0, sizeof *out);
-    perch_status status = fields_parse(json, n_bytes, name, &root, err);
+    perch_status status = fields_parse(json, n_bytes, name, &doc, err);
     if (status != PERCH_OK) {
         goto done;
     }
-    fields f = {root, name, err};
+    fields f = {doc.root, name, err};
     status = read_root(&f, out, dtype_is_known);
     if (status != PERCH_OK) {
         goto done;
@@ -324,14 +324,14 @@ static perch_status parse(const char *json, size_t n_bytes, const char *generati
         status = config_generation_read(&f, out);
         goto done;
     }
-    status = fields_parse(generation, n_generation_bytes, generation_name, &generation_root, err);
+    status = fields_parse(generation, n_generation_bytes, generation_name, &generation_doc, err);
     if (status == PERCH_OK) {
-        fields g = {generation_root, generation_name, err};
+        fields g = {generation_doc.root, generation_name, err};
         status = read_generation(&g, out);
     }
 done:
-    json_decref(root);
-    json_decref(generation_root);
+    jv_free(&doc);
+    jv_free(&generation_doc);
     return status;
 }
 

@@ -69,11 +69,11 @@ perch_status config_generation_read(const fields *f, model_config *out) {
 }
 
 /* One more EOS, unless it is there already. An id outside the vocabulary names no token and can never be generated. */
-static perch_status add_eos(const fields *f, const json_t *value, model_config *out) {
-    if (!json_is_integer(value)) {
+static perch_status add_eos(const fields *f, const jv *value, model_config *out) {
+    if (value->type != JV_INTEGER) {
         return err_set(f->err, PERCH_E_FORMAT, "%s: eos_token_id: must be an integer or a list of integers", f->where);
     }
-    json_int_t id = json_integer_value(value);
+    int64_t id = value->as.integer;
     if (id < 0 || id >= out->vocab_size) {
         return PERCH_OK;
     }
@@ -91,11 +91,11 @@ static perch_status add_eos(const fields *f, const json_t *value, model_config *
 }
 
 perch_status config_token_ids_read(const fields *f, model_config *out) {
-    const json_t *eos = json_object_get(f->object, "eos_token_id");
+    const jv *eos = jv_get(f->object, "eos_token_id");
     perch_status status = PERCH_OK;
-    if (json_is_array(eos)) {
-        for (size_t i = 0; i < json_array_size(eos) && status == PERCH_OK; i++) {
-            status = add_eos(f, json_array_get(eos, i), out);
+    if (eos && eos->type == JV_ARRAY) {
+        for (uint32_t i = 0; i < eos->n && status == PERCH_OK; i++) {
+            status = add_eos(f, &eos->as.children[i], out);
         }
     } else if (field_is_set(f, "eos_token_id")) {
         status = add_eos(f, eos, out);

@@ -181,12 +181,12 @@ perch_status config_rope_read(const fields *root, model_config *out) {
     }
     out->rope = unscaled;
     for (size_t i = 0; i < 2; i++) {
-        const json_t *object = json_object_get(root->object, keys[i]);
+        const jv *object = jv_get(root->object, keys[i]);
         char where[PERCH_PATH_CAP];
-        if (!field_is_set(root, keys[i]) || (json_is_object(object) && json_object_size(object) == 0)) {
+        if (!field_is_set(root, keys[i]) || (object->type == JV_OBJECT && object->n == 0)) {
             continue;
         }
-        if (!json_is_object(object)) {
+        if (object->type != JV_OBJECT) {
             return err_set(root->err, PERCH_E_FORMAT, "%s: %s: must be an object", root->where, keys[i]);
         }
         snprintf(where, sizeof where, "%s: %s", root->where, keys[i]);

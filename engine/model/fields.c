@@ -10,9 +10,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const json_t *get(const fields *f, const char *key) {
-    const json_t *value = json_object_get(f->object, key);
-    return json_is_null(value) ? NULL : value;
+static const jv *get(const fields *f, const char *key) {
+    const jv *value = jv_get(f->object, key);
+    return value && value->type == JV_NULL ? NULL : value;
+}
+
+static double number_of(const jv *value) {
+    return value->type == JV_INTEGER ? (double)value->as.integer : value->as.real;
 }
 
 bool field_is_set(const fields *f, const char *key) { return get(f, key) != NULL; }
@@ -23,14 +27,14 @@ perch_status field_require(const fields *f, const char *key) {
 
 /* An integer within low..high. */
 static perch_status get_integer(const fields *f, const char *key, int64_t low, int64_t high, int64_t *out) {
-    const json_t *value = get(f, key);
+    const jv *value = get(f, key);
     if (!value) {
         return PERCH_OK;
     }
-    if (!json_is_integer(value)) {
+    if (value->type != JV_INTEGER) {
         return err_set(f->err, PERCH_E_FORMAT, "%s: %s: must be an integer", f->where, key);
     }
-    int64_t number = json_integer_value(value);
+    int64_t number = value->as.integer;
     if (number < low || number > high) {
         return err_set(f->err, PERCH_E_FORMAT, "%s: %s: %lld is not within %lld..%lld", f->where, key,
                        (long long)number, (long long)low, (long long)high);
@@ -54,14 +58,14 @@ perch_status field_i32(const fields *f, const char *key, int32_t low, int32_t hi
 }
 
 perch_status field_real(const fields *f, const char *key, double low, double high, unsigned excluded, double *out) {
-    const json_t *value = get(f, key);
+    const jv *value = get(f, key);
     if (!value) {
         return PERCH_OK;
     }
-    if (!json_is_number(value)) {
+    if (value->type != JV_INTEGER && value->type != JV_REAL) {
         return err_set(f->err, PERCH_E_FORMAT, "%s: %s: must be a number", f->where, key);
     }
-    double number = json_number_value(value);
+    double number = number_of(value);
     bool fits = (excluded & FIELD_ABOVE_LOW ? number > low : number >= low) &&
                 (excluded & FIELD_BELOW_HIGH ? number < high : number <= high);
     if (!fits) {
@@ -74,38 +78,38 @@ perch_status field_real(const fields *f, const char *key, double low, double hig
 }
 
 perch_status field_bool(const fields *f, const char *key, bool *out) {
-    const json_t *value = get(f, key);
+    const jv *value = get(f, key);
     if (!value) {
         return PERCH_OK;
     }
-    if (!json_is_boolean(value)) {
+    if (value->type != JV_TRUE && value->type != JV_FALSE) {
         return err_set(f->err, PERCH_E_FORMAT, "%s: %s: must be true or false", f->where, key);
     }
-    *out = json_is_true(value);
+    *out = value->type == JV_TRUE;
     return PERCH_OK;
 }
 
 perch_status field_string(const fields *f, const char *key, const char **out) {
-    const json_t *value = get(f, key);
+    const jv *value = get(f, key);
     if (!value) {
         return PERCH_OK;
     }
-    if (!json_is_string(value)) {
+    if (value->type != JV_STRING) {
         return err_set(f->err, PERCH_E_FORMAT, "%s: %s: must be a string", f->where, key);
     }
-    *out = json_string_value(value);
+    *out = value->as.string;
     return PERCH_OK;
 }
 
 perch_status field_only_number(const fields *f, const char *key, double only) {
-    const json_t *value = get(f, key);
+    const jv *value = get(f, key);
     if (!value) {
         return PERCH_OK;
     }
-    if (!json_is_number(value)) {
+    if (value->type != JV_INTEGER && value->type != JV_REAL) {
         return err_set(f->err, PERCH_E_FORMAT, "%s: %s: must be a number", f->where, key);
     }
-    double number = json_number_value(value);
+    double number = number_of(value);
     if (number < only || number > only) {
         return err_set(f->err, PERCH_E_UNSUPPORTED, "%s: %s: %g is not supported (only %g is)", f->where, key, number,
                        only);
@@ -113,10 +117,8 @@ perch_status field_only_number(const fields *f, const char *key, double only) {
     return PERCH_OK;
 }
 
-static bool says_nothing(const json_t *value) {
-    return json_is_null(value) || json_is_false(value) || (json_is_string(value) && json_string_length(value) == 0) ||
-           (json_is_array(value) && json_array_size(value) == 0) ||
-           (json_is_object(value) && json_object_size(value) == 0);
+static bool says_nothing(const jv *value) {
+    return value->type == JV_NULL || value->type == JV_FALSE || (value->type >= JV_STRING && value->n == 0);
 }
 
 static bool is_listed(const char *key, const char *const *const lists[], size_t n_lists) {
@@ -131,20 +133,23 @@ static bool is_listed(const char *key, const char *const *const lists[], size_t 
 }
 
 perch_status fields_known(const fields *f, const char *const *const lists[], size_t n_lists) {
-    /* jansson's iterators take an object that may be changed; nothing is changed here. */
-    json_t *object = (json_t *)(uintptr_t)f->object;
-    for (void *it = json_object_iter(object); it; it = json_object_iter_next(object, it)) {
-        const char *key = json_object_iter_key(it);
-        if (key[0] != '_' && !says_nothing(json_object_iter_value(it)) && !is_listed(key, lists, n_lists)) {
-            return err_set(f->err, PERCH_E_UNSUPPORTED, "%s: %s: not supported, and it might change the result",
-                           f->where, key);
+    for (uint32_t i = 0; i < f->object->n; i++) {
+        const jv *value = &f->object->as.children[i];
+        if (value->key[0] != '_' && !says_nothing(value) && !is_listed(value->key, lists, n_lists)) {
+            return err_set(f->err, PERCH_E_UNSUPPORTED, "%s: %.128s: not supported, and it might change the result",
+                           f->where, value->key);
         }
     }
     return PERCH_OK;
 }
 
-perch_status fields_parse(const char *text, size_t n_bytes, const char *where, json_t **out, perch_error *err) {
-    return json_parse_object(text, n_bytes, 0, where, out, err);
+perch_status fields_parse(const char *text, size_t n_bytes, const char *where, jv_doc *out, perch_error *err) {
+    perch_status status = jv_parse(text, n_bytes, where, out, err);
+    if (status == PERCH_OK && out->root->type != JV_OBJECT) {
+        jv_free(out);
+        status = err_set(err, PERCH_E_FORMAT, "%s: must be a JSON object", where);
+    }
+    return status;
 }
 
 static perch_status read_all(int fd, const char *path, char *to, size_t n_bytes, perch_error *err) {

@@ -6,12 +6,10 @@
 #ifndef PERCH_ENGINE_MODEL_FIELDS_H
 #define PERCH_ENGINE_MODEL_FIELDS_H
 
-#include "base/base.h"
-
-#include <jansson.h>
+#include "engine/model/jv.h"
 
 typedef struct fields {
-    const json_t *object;
+    const jv *object;
     const char *where; /* "DIR/config.json", "DIR/config.json: rope_scaling" */
     perch_error *err;  /* may be NULL */
 } fields;
@@ -38,11 +36,8 @@ perch_status field_only_number(const fields *f, const char *key, double only);
  */
 perch_status fields_known(const fields *f, const char *const *const lists[], size_t n_lists);
 
-/*
- * Parses text into *out, to be released with json_decref. Strict: duplicate keys and anything behind the value are errors; the
- * value is an object. Otherwise E_FORMAT "where: line 3: ...", or E_NOMEM.
- */
-perch_status fields_parse(const char *text, size_t n_bytes, const char *where, json_t **out, perch_error *err);
+/* jv_parse, but the text must be an object. */
+perch_status fields_parse(const char *text, size_t n_bytes, const char *where, jv_doc *out, perch_error *err);
 
 /*
  * Reads a whole file of at most max_bytes into *out (the caller's to free), not 0-terminated.

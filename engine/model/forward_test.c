@@ -4,6 +4,7 @@
 #include "tests/support/reference_backend.h"
 
 #include <dirent.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,13 +60,11 @@ static void golden_load(golden *g, const char *name) {
     char path[600];
     char *text = NULL;
     size_t n = 0;
-    json_t *root = NULL;
     perch_error err = {0};
     snprintf(g->name, sizeof g->name, "%s", name);
     snprintf(path, sizeof path, GOLDENS "/%s.json", name);
-    CU_ASSERT_EQUAL_FATAL(fields_read_file(path, 1 << 20, &text, &n, &err), PERCH_OK);
-    CU_ASSERT_EQUAL_FATAL(fields_parse(text, n, path, &root, &err), PERCH_OK);
-    free(text);
+    json_t *root = json_load_file(path, 0, NULL);
+    CU_ASSERT_PTR_NOT_NULL_FATAL(root);
     snprintf(g->dir, sizeof g->dir, "tests/fixtures/model/%s", json_string_value(json_object_get(root, "weights")));
     model_config saved;
     parse_config(json_object_get(root, "config"), path, &g->config);
@@ -273,18 +272,14 @@ static void stories_on(const kernels_backend *backend, const char *dir, const js
 static void stories260k_is_told_as_expected(void) {
     const char *dir = test_shared("stories260K");
     const char *expected_path = test_shared("stories260K/expected.json");
-    char *text = NULL;
-    size_t n = 0;
-    json_t *expected = NULL;
     if (!dir || !expected_path) {
         return;
     }
-    CU_ASSERT_EQUAL_FATAL(fields_read_file(expected_path, 1 << 20, &text, &n, NULL), PERCH_OK);
-    CU_ASSERT_EQUAL_FATAL(fields_parse(text, n, expected_path, &expected, NULL), PERCH_OK);
+    json_t *expected = json_load_file(expected_path, 0, NULL);
+    CU_ASSERT_PTR_NOT_NULL_FATAL(expected);
     stories_on(kernels_reference(), dir, expected);
     stories_on(kernels_cpu(), dir, expected);
     json_decref(expected);
-    free(text);
 }
 
 int main(int argc, char **argv) {

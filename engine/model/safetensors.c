@@ -38,16 +38,16 @@ const char *safetensors_shape_text(const safetensor *tensor, char *text, size_t 
 }
 
 /* A tensor's non-negative integer. */
-static bool get_u64(const json_t *value, uint64_t *out) {
-    if (!json_is_integer(value) || json_integer_value(value) < 0) {
+static bool get_u64(const jv *value, uint64_t *out) {
+    if (value->type != JV_INTEGER || value->as.integer < 0) {
         return false;
     }
-    *out = (uint64_t)json_integer_value(value);
+    *out = (uint64_t)value->as.integer;
     return true;
 }
 
-static perch_status read_dtype(const json_t *info, const char *file, safetensor *out, perch_error *err) {
-    const char *name = json_string_value(json_object_get(info, "dtype"));
+static perch_status read_dtype(const jv *info, const char *file, safetensor *out, perch_error *err) {
+    const char *name = jv_string(jv_get(info, "dtype"));
     if (!name) {
         return err_set(err, PERCH_E_FORMAT, "%s: %.128s: dtype: must be a string", file, out->name);
     }
@@ -61,20 +61,20 @@ static perch_status read_dtype(const json_t *info, const char *file, safetensor 
 }
 
 /* Reads the shape; *n_bytes gets the bytes that it takes with the tensor's dtype. */
-static perch_status read_shape(const json_t *info, const char *file, safetensor *out, uint64_t *n_bytes,
+static perch_status read_shape(const jv *info, const char *file, safetensor *out, uint64_t *n_bytes,
                                perch_error *err) {
-    const json_t *shape = json_object_get(info, "shape");
-    if (!json_is_array(shape)) {
+    const jv *shape = jv_get(info, "shape");
+    if (!shape || shape->type != JV_ARRAY) {
         return err_set(err, PERCH_E_FORMAT, "%s: %.128s: shape: must be a list", file, out->name);
     }
-    if (json_array_size(shape) > SAFETENSORS_MAX_DIMS) {
+    if (shape->n > SAFETENSORS_MAX_DIMS) {
         return err_set(err, PERCH_E_UNSUPPORTED, "%s: %.128s: shape: more than %d dimensions", file, out->name,
                        SAFETENSORS_MAX_DIMS);
     }
     uint64_t n_bits = dtypes[out->dtype].bits;
-    out->n_dims = (uint32_t)json_array_size(shape);
+    out->n_dims = shape->n;
     for (uint32_t i = 0; i < out->n_dims; i++) {
-        if (!get_u64(json_array_get(shape, i), &out->dims[i])) {
+        if (!get_u64(&shape->as.children[i], &out->dims[i])) {
             return err_set(err, PERCH_E_FORMAT, "%s: %.128s: shape: must hold non-negative integers", file, out->name);
         }
         if (__builtin_mul_overflow(n_bits, out->dims[i], &n_bits)) {
@@ -89,10 +89,10 @@ static perch_status read_shape(const json_t *info, const char *file, safetensor 
 }
 
 /* One entry of the header; data is where offsets count from. out->name is set already. */
-static perch_status read_tensor(const json_t *info, const char *file, const uint8_t *data, uint64_t data_bytes,
+static perch_status read_tensor(const jv *info, const char *file, const uint8_t *data, uint64_t data_bytes,
                                 safetensor *out, perch_error *err) {
     uint64_t n_bytes = 0, begin, end;
-    if (!json_is_object(info) || json_object_size(info) != 3) {
+    if (info->type != JV_OBJECT || info->n != 3) {
         return err_set(err, PERCH_E_FORMAT, "%s: %.128s: must have dtype, shape and data_offsets alone", file, out->name);
     }
     perch_status status = read_dtype(info, file, out, err);
@@ -102,9 +102,9 @@ static perch_status read_tensor(const json_t *info, const char *file, const uint
     if (status != PERCH_OK) {
         return status;
     }
-    const json_t *offsets = json_object_get(info, "data_offsets");
-    if (json_array_size(offsets) != 2 || !get_u64(json_array_get(offsets, 0), &begin) ||
-        !get_u64(json_array_get(offsets, 1), &end)) {
+    const jv *offsets = jv_get(info, "data_offsets");
+    if (!offsets || offsets->type != JV_ARRAY || offsets->n != 2 || !get_u64(&offsets->as.children[0], &begin) ||
+        !get_u64(&offsets->as.children[1], &end)) {
         return err_set(err, PERCH_E_FORMAT, "%s: %.128s: data_offsets: must be two non-negative integers", file,
                        out->name);
     }
@@ -124,15 +124,14 @@ static perch_status read_tensor(const json_t *info, const char *file, const uint
 }
 
 /* Free-form notes, but strings. */
-static perch_status check_metadata(json_t *metadata, const char *file, perch_error *err) {
-    const char *key;
-    json_t *value;
-    if (!json_is_object(metadata)) {
+static perch_status check_metadata(const jv *metadata, const char *file, perch_error *err) {
+    if (metadata->type != JV_OBJECT) {
         return err_set(err, PERCH_E_FORMAT, "%s: __metadata__: must be an object", file);
     }
-    json_object_foreach(metadata, key, value) {
-        if (!json_is_string(value)) {
-            return err_set(err, PERCH_E_FORMAT, "%s: __metadata__: %.64s: must be a string", file, key);
+    for (uint32_t i = 0; i < metadata->n; i++) {
+        if (metadata->as.children[i].type != JV_STRING) {
+            return err_set(err, PERCH_E_FORMAT, "%s: __metadata__: %.64s: must be a string", file,
+                           metadata->as.children[i].key);
         }
     }
     return PERCH_OK;
@@ -165,30 +164,24 @@ static perch_status check_coverage(const safetensors *file, const char *name, co
     return PERCH_OK;
 }
 
-static perch_status read_header(json_t *header, const char *name, const uint8_t *data, uint64_t data_bytes,
+static perch_status read_header(const jv *header, const char *name, const uint8_t *data, uint64_t data_bytes,
                                 safetensors *out, perch_error *err) {
-    const char *key;
-    json_t *value;
-    size_t n_names = 0, n = json_object_size(header);
     perch_status status;
-    json_object_foreach(header, key, value) { n_names += strlen(key) + 1; }
-    out->tensors = calloc(n ? n : 1, sizeof *out->tensors);
-    out->names = malloc(n_names ? n_names : 1);
-    if (!out->tensors || !out->names) {
+    out->tensors = calloc(header->n ? header->n : 1, sizeof *out->tensors);
+    if (!out->tensors) {
         return err_nomem(err, "the list of tensors");
     }
-    char *at = out->names;
-    json_object_foreach(header, key, value) {
-        if (strcmp(key, "__metadata__") == 0) {
-            if ((status = check_metadata(value, name, err)) != PERCH_OK) {
+    for (uint32_t i = 0; i < header->n; i++) {
+        const jv *info = &header->as.children[i];
+        if (strcmp(info->key, "__metadata__") == 0) {
+            if ((status = check_metadata(info, name, err)) != PERCH_OK) {
                 return status;
             }
             continue;
         }
         safetensor *t = &out->tensors[out->n_tensors];
-        t->name = at;
-        at = stpcpy(at, key) + 1;
-        if ((status = read_tensor(value, name, data, data_bytes, t, err)) != PERCH_OK) {
+        t->name = info->key;
+        if ((status = read_tensor(info, name, data, data_bytes, t, err)) != PERCH_OK) {
             return status;
         }
         out->n_tensors++;
@@ -201,7 +194,6 @@ static perch_status read_header(json_t *header, const char *name, const uint8_t 
 
 perch_status safetensors_parse(const uint8_t *bytes, size_t n_bytes, const char *name, safetensors *out,
                                perch_error *err) {
-    json_t *header = NULL;
     uint64_t n_header = 0;
     memset(out, 0, sizeof *out);
     if (n_bytes < 8) {
@@ -221,11 +213,10 @@ perch_status safetensors_parse(const uint8_t *bytes, size_t n_bytes, const char 
     if (n_header == 0 || bytes[8] != '{') {
         return err_set(err, PERCH_E_FORMAT, "%s: the header does not begin with '{': not a safetensors file", name);
     }
-    perch_status status = fields_parse((const char *)bytes + 8, n_header, name, &header, err);
+    perch_status status = fields_parse((const char *)bytes + 8, n_header, name, &out->header, err);
     if (status == PERCH_OK) {
-        status = read_header(header, name, bytes + 8 + n_header, n_bytes - 8 - n_header, out, err);
+        status = read_header(out->header.root, name, bytes + 8 + n_header, n_bytes - 8 - n_header, out, err);
     }
-    json_decref(header);
     if (status != PERCH_OK) {
         safetensors_close(out);
     }
@@ -274,7 +265,7 @@ done:
 
 void safetensors_close(safetensors *file) {
     free(file->tensors);
-    free(file->names);
+    jv_free(&file->header);
     if (file->map) {
         munmap(file->map, file->map_bytes);
     }

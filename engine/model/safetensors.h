@@ -11,7 +11,7 @@
 #ifndef PERCH_ENGINE_MODEL_SAFETENSORS_H
 #define PERCH_ENGINE_MODEL_SAFETENSORS_H
 
-#include "base/base.h"
+#include "engine/model/jv.h"
 
 #define SAFETENSORS_MAX_DIMS 8
 #define SAFETENSORS_MAX_HEADER 100000000u /* the format's own limit */
@@ -59,7 +59,7 @@ typedef struct safetensor {
 typedef struct safetensors {
     safetensor *tensors; /* [n_tensors], in the order of their data */
     size_t n_tensors;
-    char *names; /* all names, 0-terminated, one behind the other */
+    jv_doc header; /* holds the names */
     uint8_t *map; /* the mapped file, or NULL */
     size_t map_bytes;
 } safetensors;

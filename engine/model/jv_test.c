@@ -1,0 +1,231 @@
+/* jv: what RFC 8259 allows is read, and nothing else. */
+#include "engine/model/jv.h"
+#include "tests/support/check.h"
+
+#include <locale.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* From memory of its exact size, so that AddressSanitizer sees a byte too far. */
+static perch_status parse(const char *text, size_t n, jv_doc *doc, perch_error *err) {
+    char *copy = malloc(n ? n : 1);
+    CU_ASSERT_PTR_NOT_NULL_FATAL(copy);
+    memcpy(copy, text, n);
+    *err = (perch_error){0};
+    perch_status status = jv_parse(copy, n, "x", doc, err);
+    free(copy);
+    return status;
+}
+
+static jv_doc accept(const char *text) {
+    jv_doc doc;
+    perch_error err;
+    perch_status status = parse(text, strlen(text), &doc, &err);
+    CHECK_MSG(status == PERCH_OK, "%s: %s", text, err.message);
+    return doc;
+}
+
+static void refuse(const char *text, size_t n, const char *says) {
+    jv_doc doc;
+    perch_error err;
+    perch_status status = parse(text, n, &doc, &err);
+    CHECK_MSG(status == PERCH_E_FORMAT && strncmp(err.message, "x: line ", 8) == 0 && strstr(err.message, says),
+              "%.*s: %s \"%s\"", (int)n, text, perch_status_name(status), err.message);
+    CU_ASSERT_TRUE(!doc.root && !doc.values && !doc.text);
+    jv_free(&doc);
+}
+
+static void documents_are_read(void) {
+    jv_doc doc = accept(" {\"b\": [1, -2.5e1, \"x\", true, false, null, {}, []],\n\t\"a\": {\"c\": 0, \"\": -0}}\r\n ");
+    const jv *b = jv_get(doc.root, "b"), *a = jv_get(doc.root, "a");
+    CU_ASSERT_TRUE_FATAL(doc.root->type == JV_OBJECT && doc.root->n == 2 && a && b);
+    CU_ASSERT_STRING_EQUAL(doc.root->as.children[0].key, "a");
+    CU_ASSERT_TRUE_FATAL(b->type == JV_ARRAY && b->n == 8);
+    const jv *c = b->as.children;
+    CU_ASSERT_TRUE(c[0].type == JV_INTEGER && c[0].as.integer == 1 && !c[0].key);
+    CU_ASSERT_TRUE(c[1].type == JV_REAL && fabs(c[1].as.real + 25) < 1e-15);
+    CU_ASSERT_STRING_EQUAL(jv_string(&c[2]), "x");
+    CU_ASSERT_TRUE(c[3].type == JV_TRUE && c[4].type == JV_FALSE && c[5].type == JV_NULL);
+    CU_ASSERT_TRUE(c[6].type == JV_OBJECT && c[6].n == 0 && c[7].type == JV_ARRAY && c[7].n == 0);
+    CU_ASSERT_EQUAL(jv_get(a, "c")->as.integer, 0);
+    CU_ASSERT_PTR_NOT_NULL(jv_get(a, ""));
+    CU_ASSERT_PTR_NULL(jv_get(a, "d"));
+    CU_ASSERT_PTR_NULL(jv_get(b, "d"));
+    CU_ASSERT_PTR_NULL(jv_get(NULL, "d"));
+    CU_ASSERT_PTR_NULL(jv_string(a));
+    CU_ASSERT_PTR_NULL(jv_string(NULL));
+    jv_free(&doc);
+    doc = accept("7");
+    CU_ASSERT_EQUAL(doc.root->as.integer, 7);
+    jv_free(&doc);
+    CU_ASSERT_PTR_NULL(doc.root);
+}
+
+static void strings_are_decoded(void) {
+    static const struct {
+        const char *text, *want;
+    } cases[] = {
+        {"\"\"", ""},
+        {"\"a\\\"\\\\\\/\\b\\f\\n\\r\\tz\"", "a\"\\/\b\f\n\r\tz"},
+        {"\"\\u0041\\u00e9\\u20AC\\ud83D\\uDE00\"", "A\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80"},
+        {"\"\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xF4\x8F\xBF\xBF\"", "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80\xF4\x8F\xBF\xBF"},
+        {"\"\x7F\"", "\x7F"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        jv_doc doc = accept(cases[i].text);
+        CU_ASSERT_STRING_EQUAL(jv_string(doc.root), cases[i].want);
+        CU_ASSERT_EQUAL(doc.root->n, strlen(cases[i].want));
+        jv_free(&doc);
+    }
+}
+
+static void numbers_are_exact(void) {
+    static const struct {
+        const char *text;
+        jv_type type;
+        int64_t integer;
+        double real;
+    } cases[] = {
+        {"9223372036854775807", JV_INTEGER, INT64_MAX, 0},
+        {"-9223372036854775808", JV_INTEGER, INT64_MIN, 0},
+        {"9223372036854775808", JV_REAL, 0, 9223372036854775808.0},
+        {"1e-05", JV_REAL, 0, 1e-05},
+        {"0.1", JV_REAL, 0, 0.1},
+        {"1E+2", JV_REAL, 0, 100},
+        {"500000.0", JV_REAL, 0, 500000},
+        {"2.2250738585072014e-308", JV_REAL, 0, 2.2250738585072014e-308},
+        {"1e-999", JV_REAL, 0, 0},
+    };
+    static const char *const locales[] = {"C", "de_DE.UTF-8", "fr_FR.UTF-8"};
+    for (size_t l = 0; l < sizeof locales / sizeof locales[0]; l++) {
+        (void)setlocale(LC_NUMERIC, locales[l]); /* where it exists, with a decimal comma */
+        for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+            jv_doc doc = accept(cases[i].text);
+            CU_ASSERT_TRUE_FATAL(doc.root && doc.root->type == cases[i].type);
+            CHECK_MSG(doc.root->type == JV_INTEGER ? doc.root->as.integer == cases[i].integer
+                                                   : memcmp(&doc.root->as.real, &cases[i].real, sizeof(double)) == 0,
+                      "%s in %s", cases[i].text, locales[l]);
+            jv_free(&doc);
+        }
+    }
+    (void)setlocale(LC_NUMERIC, "C");
+}
+
+static void everything_else_is_refused(void) {
+    static const struct {
+        const char *text, *says;
+    } cases[] = {
+        {"", "the text ends where a value"}, {"  ", "the text ends where a value"}, {"x", "a value is expected"},
+        {"nul", "a value is expected"}, {"nulll", "more behind"}, {"1 2", "more behind"}, {"{} {}", "more behind"},
+        {"[1,]", "a value is expected"}, {"[1 2]", "',' or ']'"}, {"[1", "',' or ']'"}, {"[", "the text ends"},
+        {"{\"a\":1,}", "a key is expected"}, {"{1:2}", "a key is expected"}, {"{\"a\" 1}", "':' is expected"},
+        {"{\"a\":}", "a value is expected"}, {"{\"a\":1", "',' or '}'"}, {"{\"a\"", "':' is expected"}, {"{", "a key"},
+        {"{\"a\":1 \"b\":2}", "',' or '}'"}, {"{\"a\":1,\"b\":2,\"a\":3}", "\"a\" stands there twice"},
+        {"{\"a\":1,\"\\u0061\":3}", "\"a\" stands there twice"},
+        {"01", "not a number"}, {"-", "not a number"}, {"-x", "not a number"}, {"1.", "not a number"},
+        {"1.e5", "not a number"}, {"1e", "not a number"}, {"1e+", "not a number"}, {".5", "a value is expected"},
+        {"+1", "a value is expected"}, {"NaN", "a value"}, {"Infinity", "a value"}, {"-Infinity", "not a number"},
+        {"1e999", "beyond a double"}, {"0x10", "more behind"},
+        {"\"a", "the text ends within a string"}, {"\"a\nb\"", "a control character"}, {"\"\\", "not an escape"},
+        {"\"\\x41\"", "not an escape"}, {"\"\\u12\"", "not an escape"}, {"\"\\u12", "not an escape"},
+        {"\"\\u\"", "not an escape"}, {"\"\\u0000\"", "U+0000"}, {"\"\\ud800\"", "surrogate"},
+        {"\"\\ud800\\u0041\"", "surrogate"}, {"\"\\udc00\"", "surrogate"}, {"\"\\ud800\\", "surrogate"},
+        {"\"\x80\"", "not UTF-8"}, {"\"\xC0\xAF\"", "not UTF-8"}, {"\"\xE0\x80\x80\"", "not UTF-8"},
+        {"\"\xED\xA0\x80\"", "not UTF-8"}, {"\"\xF0\x80\x80\x80\"", "not UTF-8"}, {"\"\xF4\x90\x80\x80\"", "not UTF-8"},
+        {"\"\xF5\x80\x80\x80\"", "not UTF-8"}, {"\"\xC3\"", "not UTF-8"}, {"\"\xE2\x82", "not UTF-8"}, {"\"\xFF\"", "not UTF-8"},
+        {"// no\n1", "a value is expected"}, {"'a'", "a value is expected"}, {"\xEF\xBB\xBF{}", "a value is expected"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        refuse(cases[i].text, strlen(cases[i].text), cases[i].says);
+    }
+    refuse("1\0", 2, "more behind");
+    refuse("\"a\0b\"", 5, "a control character");
+    refuse("[1,\n2,\n\n x]", 11, "line 4: a value is expected");
+    char digits[400] = "0.";
+    memset(digits + 2, '1', sizeof digits - 2);
+    refuse(digits, sizeof digits, "beyond a double");
+}
+
+static void depth_is_limited(void) {
+    char text[2 * JV_MAX_DEPTH + 2];
+    memset(text, '[', JV_MAX_DEPTH + 1);
+    memset(text + JV_MAX_DEPTH + 1, ']', JV_MAX_DEPTH + 1);
+    refuse(text, sizeof text, "nested too deeply");
+    jv_doc doc;
+    perch_error err;
+    CU_ASSERT_EQUAL(parse(text + 1, sizeof text - 2, &doc, &err), PERCH_OK);
+    jv_free(&doc);
+}
+
+/* Many members: sorted, found, and a repeated one is seen wherever it stands. */
+static void large_objects_are_indexed(void) {
+    enum { N = 5000 };
+    char *text = malloc(N * 16 + 64);
+    size_t at = 0;
+    CU_ASSERT_PTR_NOT_NULL_FATAL(text);
+    for (unsigned i = 0; i < N; i++) {
+        at += (size_t)sprintf(text + at, "%c\"k%u\":%u", i ? ',' : '{', i * 7919 % N, i);
+    }
+    strcpy(text + at, "}");
+    jv_doc doc = accept(text);
+    for (unsigned i = 0; i < N; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "k%u", i * 7919 % N);
+        const jv *value = jv_get(doc.root, key);
+        CU_ASSERT_TRUE(value && value->as.integer == i);
+    }
+    jv_free(&doc);
+    strcpy(text + at, ",\"k77\":0}");
+    refuse(text, strlen(text), "\"k77\" stands there twice");
+    free(text);
+}
+
+/* Random texts from JSON's alphabet never read beyond their end, and what is accepted is whole. */
+static size_t count(const jv *value) {
+    size_t n = 1;
+    CU_ASSERT_TRUE(value->type <= JV_OBJECT);
+    for (uint32_t i = 0; value->type >= JV_ARRAY && i < value->n; i++) {
+        CU_ASSERT_EQUAL(value->as.children[i].key != NULL, value->type == JV_OBJECT);
+        n += count(&value->as.children[i]);
+    }
+    return n;
+}
+
+static void random_texts_are_safe(void) {
+    static const char *const words[] = {"{", "}", "[", "]", ",", ":", "\"a\"", "\"b\"", "\"", "1", "-2.5", "e3", "true",
+                                        "null", " ", "\n", "\\u00e9", "\xC3\xA9", "\xC3", "0", "\\", "\"a\":", "{\"c\":1}"};
+    test_rng rng = {test_seed(3)};
+    size_t n_accepted = 0;
+    for (uint64_t i = test_scaled(100000); i > 0; i--) {
+        char text[128];
+        size_t n = 0;
+        for (uint64_t k = test_rng_below(&rng, 12); k > 0; k--) {
+            const char *word = words[test_rng_below(&rng, sizeof words / sizeof words[0])];
+            memcpy(text + n, word, strlen(word));
+            n += strlen(word);
+        }
+        jv_doc doc;
+        perch_error err;
+        if (parse(text, n, &doc, &err) == PERCH_OK) {
+            n_accepted++;
+            CU_ASSERT_TRUE(count(doc.root) >= 1);
+            jv_free(&doc);
+        }
+    }
+    CU_ASSERT_TRUE(n_accepted > 100);
+}
+
+int main(int argc, char **argv) {
+    static const test_case tests[] = {
+        {"documents are read", documents_are_read},
+        {"strings are decoded", strings_are_decoded},
+        {"numbers are exact", numbers_are_exact},
+        {"everything else is refused", everything_else_is_refused},
+        {"depth is limited", depth_is_limited},
+        {"large objects are indexed", large_objects_are_indexed},
+        {"random texts are safe", random_texts_are_safe},
+    };
+    return test_main("jv", tests, sizeof tests / sizeof tests[0], argc, argv);
+}
