@@ -1,7 +1,7 @@
 /*
- * candidates: filters on the set of tokens that may be chosen. Top-k, typical and top-p all keep the front of some order
- * until a measure (a count, or a probability) is reached. Nothing is sorted for that: where the front ends is found by
- * radix selection, in linear time for a peaked distribution and a flat one alike.
+ * candidates: filters on the set of tokens that may be chosen. Top-k, typical and top-p all keep the front of some
+ * order until a measure (a count, or a probability) is reached. Nothing is sorted for that: where the front ends is
+ * found by radix selection, in linear time for a peaked distribution and a flat one alike.
  */
 #include "engine/candidates.h"
 
@@ -70,14 +70,14 @@ typedef struct radix {
 } radix;
 
 /*
- * Measures the buckets of the undecided ones and finds the one in which taken reaches target; taken becomes what lies before it.
- * Returns its number, or CANDIDATES_BUCKETS where all of them together don't reach it.
+ * Measures the buckets of the undecided ones and finds the one in which taken reaches target; taken becomes what lies
+ * before it. Returns its number, or CANDIDATES_BUCKETS where all of them together don't reach it.
  */
-static uint64_t find_bucket(candidates *c, const double *weight, uint32_t n, radix r, double *taken, double target) {
+static uint64_t find_bucket(candidates *c, bool weighted, uint32_t n, radix r, double *taken, double target) {
     memset(c->measure, 0, (size_t)(r.mask + 1) * sizeof *c->measure);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t at = c->order[i];
-        c->measure[c->key[at] >> r.shift & r.mask] += weight ? weight[at] : 1.0;
+        c->measure[c->key[at] >> r.shift & r.mask] += weighted ? c->weight[at] : 1.0;
     }
     for (uint64_t bucket = 0; bucket <= r.mask; bucket++) {
         if (c->measure[bucket] > 0 && *taken + c->measure[bucket] >= target) {
@@ -89,10 +89,10 @@ static uint64_t find_bucket(candidates *c, const double *weight, uint32_t n, rad
 }
 
 /*
- * Keeps, in the order of key, then index, the shortest front whose weights (NULL: one each) add up to target, which is
- * not above what all of them add up to, but for rounding. Sums run by bucket, and in a bucket by index.
+ * Keeps, in the order of key, then index, the shortest front whose weights (unweighted: one each) add up to target,
+ * which is not above what all of them add up to, but for rounding. Sums run by bucket, and in a bucket by index.
  */
-static void keep_front(candidates *c, const double *weight, double target) {
+static void keep_front(candidates *c, bool weighted, double target) {
     static const radix rounds[] = {{52, 0xFFF}, {41, 0x7FF}, {30, 0x7FF}, {19, 0x7FF}, {8, 0x7FF}, {0, 0xFF}};
     uint32_t n = c->n;
     double taken = 0;
@@ -102,7 +102,7 @@ static void keep_front(candidates *c, const double *weight, double target) {
     }
     for (size_t round = 0; round < sizeof rounds / sizeof rounds[0] && n > 1; round++) {
         radix r = rounds[round];
-        uint64_t border = find_bucket(c, weight, n, r, &taken, target);
+        uint64_t border = find_bucket(c, weighted, n, r, &taken, target);
         uint32_t undecided = 0;
         for (uint32_t i = 0; i < n; i++) {
             uint32_t at = c->order[i];
@@ -116,7 +116,7 @@ static void keep_front(candidates *c, const double *weight, double target) {
     /* What is left has one and the same key. */
     for (uint32_t i = 0; i < n && (i == 0 || taken < target); i++) {
         c->keep[c->order[i]] = 1;
-        taken += weight ? weight[c->order[i]] : 1.0;
+        taken += weighted ? c->weight[c->order[i]] : 1.0;
     }
     keep_marked(c);
 }
@@ -142,7 +142,7 @@ void candidates_top_k(candidates *c, uint32_t k) {
         for (uint32_t i = 0; i < c->n; i++) {
             c->key[i] = sort_key(-c->logit[i]);
         }
-        keep_front(c, NULL, k);
+        keep_front(c, false, k);
     }
 }
 
@@ -168,7 +168,7 @@ void candidates_typical(candidates *c, double temperature, double p) {
     for (uint32_t i = 0; i < c->n; i++) {
         c->key[i] = sort_key(fabs(mean - log_weight(c->logit[i], best, temperature)));
     }
-    keep_front(c, c->weight, p * total);
+    keep_front(c, true, p * total);
 }
 
 void candidates_top_p(candidates *c, double p) {
@@ -178,7 +178,7 @@ void candidates_top_p(candidates *c, double p) {
     for (uint32_t i = 0; i < c->n; i++) {
         c->key[i] = sort_key(-c->logit[i]);
     }
-    keep_front(c, c->weight, p * sum(c->weight, c->n));
+    keep_front(c, true, p * sum(c->weight, c->n));
 }
 
 void candidates_min_p(candidates *c, double p) {

@@ -1,7 +1,7 @@
 /*
  * candidates: the tokens that may still be chosen, and the filters that narrow them down: top-k, typical, top-p, min-p.
- * The set stays in ascending order of token id whatever a filter removes. So sums over it have one fixed order, ties are
- * broken by id by breaking them by index, and the draw that follows needs no sorting. Every filter takes O(n).
+ * The set stays in ascending order of token id whatever a filter removes. So sums over it have one fixed order, ties
+ * are broken by id by breaking them by index, and the draw that follows needs no sorting. Every filter takes O(n).
  */
 #ifndef PERCH_ENGINE_CANDIDATES_H
 #define PERCH_ENGINE_CANDIDATES_H
@@ -14,13 +14,13 @@
 /* All arrays are the sampler's scratch, [vocab_size] but for one, of which the set uses the first n. n is never 0. */
 typedef struct candidates {
     uint32_t n;
-    int32_t *id;      /* ascending */
-    double *logit;    /* finite or +inf, never NaN */
-    double *weight;   /* probability times a constant; what candidates_weigh made of the logits */
-    uint64_t *key;    /* a filter's order: smaller first */
-    uint32_t *order;  /* a filter's undecided indices, ascending */
-    uint8_t *keep;    /* a filter's marks */
-    double *measure;  /* [CANDIDATES_BUCKETS] */
+    int32_t *id;     /* ascending */
+    double *logit;   /* finite or +inf, never NaN */
+    double *weight;  /* probability times a constant; what candidates_weigh made of the logits */
+    uint64_t *key;   /* a filter's order: smaller first */
+    uint32_t *order; /* a filter's undecided indices, ascending */
+    uint8_t *keep;   /* a filter's marks */
+    double *measure; /* [CANDIDATES_BUCKETS] */
 } candidates;
 
 /* Keeps the k largest logits. Needs no weights; 0 < k. */

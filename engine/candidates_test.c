@@ -99,8 +99,11 @@ static void test_large_vocabulary(void) {
     for (uint64_t row = 0; row < 6; row++) {
         test_rng rng = {test_seed(77) + row};
         reference_row(&rng, logits, N);
-        perch_sampling p = {.temperature = 0.5 + (double)row, .top_p = 0.9, .typical_p = row % 2 ? 0.95 : 1,
-                            .top_k = row % 3 ? 0 : 20000, .min_p = row == 5 ? 0.01 : 0};
+        perch_sampling p = {.temperature = 0.5 + (double)row,
+                            .top_p = 0.9,
+                            .typical_p = row % 2 ? 0.95 : 1,
+                            .top_k = row % 3 ? 0 : 20000,
+                            .min_p = row == 5 ? 0.01 : 0};
         compare(logits, N, &p, rng.state);
     }
     free(logits);
@@ -158,6 +161,36 @@ static void test_hand_computed(void) {
     set_free(&c);
 }
 
+static void test_borders_are_exact(void) {
+    /* as likely as it has to be */
+    const float logits[] = {1, 0, -1};
+    candidates c = set_create(logits, 3);
+    candidates_weigh(&c, 1);
+    candidates_min_p(&c, c.weight[1]);
+    expect_ids(&c, (const int32_t[]){1, 4}, 2, "min-p");
+    set_free(&c);
+
+    /* doubles that differ far behind the point only */
+    const float ones[5] = {0};
+    c = set_create(ones, 5);
+    for (int i = 0; i < 5; i++) {
+        c.logit[i] = 1 + i * 0x1p-45;
+    }
+    candidates_top_k(&c, 2);
+    expect_ids(&c, (const int32_t[]){10, 13}, 2, "neighbours");
+    set_free(&c);
+
+    /* a share so small that it vanishes against the weight leaves one token all the same */
+    const float light[] = {0, 0, 0};
+    c = set_create(light, 3);
+    for (int i = 0; i < 3; i++) {
+        c.weight[i] = 0.1;
+    }
+    candidates_top_p(&c, 5e-324);
+    expect_ids(&c, (const int32_t[]){1}, 1, "no share");
+    set_free(&c);
+}
+
 static void test_infinite_logits_share_everything(void) {
     const float logits[] = {3, INFINITY, 1, INFINITY};
     candidates c = set_create(logits, 4);
@@ -188,6 +221,7 @@ int main(int argc, char **argv) {
         {"large_vocabulary_as_by_sorting", test_large_vocabulary},
         {"ties_go_to_the_lower_id", test_ties_go_to_the_lower_id},
         {"hand_computed_sets", test_hand_computed},
+        {"borders_are_exact", test_borders_are_exact},
         {"infinite_logits_share_everything", test_infinite_logits_share_everything},
         {"draw_at_the_ends", test_draw_at_the_ends},
     };

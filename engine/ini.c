@@ -1,8 +1,8 @@
 /*
  * ini: reads an INI file. iniparser's reader is lenient: of a repeated key the last wins, a key before any section is
- * kept apart, an unclosed quote ends with the line, '#' in a bare value cuts it off, a backslash joins lines (even comments),
- * and failed allocations lose a line. So the text is first held against the grammar that perch documents, line by line, and
- * afterwards each entry found there must be one that iniparser found too.
+ * kept apart, an unclosed quote ends with the line, '#' in a bare value cuts it off, a backslash joins lines (even
+ * comments), and failed allocations lose a line. So the text is first held against the grammar that perch documents,
+ * line by line, and afterwards each entry found there must be one that iniparser found too.
  *
  * A line is empty, a comment (# or ;), [section], or key = value. Names consist of letters, digits, '_', '-' and '.'. A
  * value is bare, or in '...' or "..." (then # and ; mean nothing); a comment may follow it behind a space.
@@ -24,7 +24,8 @@ enum {
     INI_MAX_BYTES = 256 * 1024,
     INI_MAX_ENTRIES = 1024,
     INI_MAX_LINE = 1022, /* iniparser's line buffer less newline and 0 */
-    INI_MAX_NAME = 63
+    INI_MAX_NAME = 63,
+    INI_DICTIONARY_BYTES = 16 * 1024 /* more than what iniparser begins with */
 };
 
 /* --------------------------------------------------------------- the file -- */
@@ -106,8 +107,7 @@ static const char *value_fault(const char *at) {
         if (!end) {
             return "the quote is not closed";
         }
-        for (at = end + 1; is_space(*at); at++) {
-        }
+        for (at = end + 1; is_space(*at); at++) {}
         return *at && *at != '#' && *at != ';' ? "something follows the closing quote" : NULL;
     }
     size_t bare = strcspn(at, "#;");
@@ -118,8 +118,8 @@ static perch_status add_entry(ini *parsed, const char *section, const char *key,
     if (parsed->n_entries == INI_MAX_ENTRIES) {
         return err_set(err, PERCH_E_CONFIG, "more than %d sections and keys", INI_MAX_ENTRIES);
     }
-    perch_status status = array_reserve((void **)&parsed->entries, &parsed->cap, parsed->n_entries + 1,
-                                        sizeof *parsed->entries, err);
+    perch_status status =
+        array_reserve((void **)&parsed->entries, &parsed->cap, parsed->n_entries + 1, sizeof *parsed->entries, err);
     if (status == PERCH_OK) {
         parsed->entries[parsed->n_entries++] = (ini_entry){section, key, NULL};
     }
@@ -214,15 +214,18 @@ static perch_status scan(ini *parsed, perch_error *err) {
 /* iniparser has one error callback for the whole process and prints where there is none. */
 static pthread_mutex_t iniparser_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local char complaint[256]; /* the first of a load */
+static _Thread_local bool out_of_memory;
 
 BASE_PRINTF(1, 2) static int on_iniparser_error(const char *format, ...) {
-    if (!complaint[0]) {
-        va_list args;
-        va_start(args, format);
-        vsnprintf(complaint, sizeof complaint, format, args);
-        va_end(args);
-        complaint[strcspn(complaint, "\n")] = 0;
+    va_list args;
+    if (complaint[0]) {
+        return 0;
     }
+    out_of_memory = errno == ENOMEM || strstr(format, "memory");
+    va_start(args, format);
+    vsnprintf(complaint, sizeof complaint, format, args);
+    va_end(args);
+    complaint[strcspn(complaint, "\n")] = 0;
     return 0;
 }
 
@@ -243,13 +246,20 @@ static int text_as_file(const ini *parsed, char *name, size_t cap) {
 }
 
 static perch_status read_values(ini *parsed, const char *name, const char *file, perch_error *err) {
+    /* iniparser (4.1) makes its empty dictionary without looking whether it got the memory: look before it does. */
+    void *room = malloc(INI_DICTIONARY_BYTES);
+    if (!room) {
+        return err_nomem(err, file);
+    }
+    free(room);
     pthread_mutex_lock(&iniparser_lock);
     complaint[0] = 0;
+    out_of_memory = false;
     iniparser_set_error_callback(on_iniparser_error);
     parsed->values = iniparser_load(name);
     iniparser_set_error_callback(NULL);
     pthread_mutex_unlock(&iniparser_lock);
-    if (complaint[0] && !strstr(complaint, "memory")) {
+    if (complaint[0] && !out_of_memory) {
         return err_set(err, PERCH_E_IO, "%s: %s", file, complaint);
     }
     return parsed->values && !complaint[0] ? PERCH_OK : err_nomem(err, file);

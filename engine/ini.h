@@ -1,6 +1,6 @@
 /*
- * ini: an INI file as a list of entries in the order of the file. iniparser reads the values; everything that it would let
- * pass in silence (a key twice, a key outside of any section, a value cut off) is refused here.
+ * ini: an INI file as a list of entries in the order of the file. iniparser reads the values; everything that it would
+ * let pass in silence (a key twice, a key outside of any section, a value cut off) is refused here.
  */
 #ifndef PERCH_ENGINE_INI_H
 #define PERCH_ENGINE_INI_H
@@ -22,7 +22,7 @@ typedef struct ini {
     void *values; /* iniparser's dictionary */
 } ini;
 
-/* Reads file, which may be a pipe. E_IO, E_NOMEM; E_CONFIG: "file: line 7: reason" or "file: [section] key: repeated". */
+/* Reads file, maybe a pipe. E_IO, E_NOMEM; E_CONFIG: "file: line 7: reason" or "file: [section] key: repeated". */
 perch_status ini_load(const char *file, ini **out, perch_error *err);
 void ini_destroy(ini *parsed);
 

@@ -101,9 +101,10 @@ static void test_what_is_not_there_stays(void) {
 }
 
 static void test_ways_to_write_a_line(void) {
-    perch_options o = loaded("; comment\n  # comment\n\n[ ENGINE ]  \r\nMax_Batch_Size=3\t; rows\r\n  queue_size  =  4 # waiting\n"
-                             "age_steps = '5' ; quoted\n[Model]\npath = \"/a b ; c # d = e\" # a path\n"
-                             "tokenizer_path = /x'y\"z\n[engine]\nbypass_limit = 6");
+    perch_options o =
+        loaded("; comment\n  # comment\n\n[ ENGINE ]  \r\nMax_Batch_Size=3\t; rows\r\n  queue_size  =  4 # waiting\n"
+               "age_steps = '5' ; quoted\n[Model]\npath = \"/a b ; c # d = e\" # a path\n"
+               "tokenizer_path = /x'y\"z\n[engine]\nbypass_limit = 6");
     CU_ASSERT_EQUAL(o.max_batch_size, 3);
     CU_ASSERT_EQUAL(o.queue_size, 4);
     CU_ASSERT_EQUAL(o.age_steps, 5);
@@ -119,7 +120,8 @@ static void test_ways_to_write_a_line(void) {
 }
 
 static void test_keys_are_refused_by_name(void) {
-    refused("[cache]\ncache_chunk_sise = 1\n", "[cache] cache_chunk_sise: unknown key (did you mean cache_chunk_size?)");
+    refused("[cache]\ncache_chunk_sise = 1\n",
+            "[cache] cache_chunk_sise: unknown key (did you mean cache_chunk_size?)");
     refused("[engine]\nmax_batch_size = 0\n", "[engine] max_batch_size: 0 is out of range 1..4096");
     refused("[engine]\nmax_batch_size =\n", "[engine] max_batch_size: '' is not an integer");
     refused("[engine]\nmax_batch_size = 1 2\n", "[engine] max_batch_size: '1 2' is not an integer");
@@ -137,10 +139,21 @@ static void test_lines_are_refused_by_number(void) {
     static const struct {
         const char *line;
         const char *const *reason;
-    } cases[] = {{"x", &grammar},          {"key", &grammar},     {"= 1", &grammar},  {"a b = 1", &grammar},
-                 {"k\xC3\xA4 = 1", &grammar}, {"key : 1", &grammar}, {"[]", &section},   {"[ ]", &section},
-                 {"[cache", &section},     {"[cache] ; x", &section}, {"[ca che]", &section}, {"[a:b]", &section},
-                 {"[[cache]]", &section},  {"[cache] x = 1 ]", &section}, {"\xEF\xBB\xBF[cache]", &grammar}};
+    } cases[] = {{"x", &grammar},
+                 {"key", &grammar},
+                 {"= 1", &grammar},
+                 {"a b = 1", &grammar},
+                 {"k\xC3\xA4 = 1", &grammar},
+                 {"key : 1", &grammar},
+                 {"[]", &section},
+                 {"[ ]", &section},
+                 {"[cache", &section},
+                 {"[cache] ; x", &section},
+                 {"[ca che]", &section},
+                 {"[a:b]", &section},
+                 {"[[cache]]", &section},
+                 {"[cache] x = 1 ]", &section},
+                 {"\xEF\xBB\xBF[cache]", &grammar}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char text[128], reason[128];
         snprintf(text, sizeof text, "[engine]\n\n%s\nqueue_size = 1\n", cases[i].line);
@@ -183,9 +196,16 @@ static void test_sizes_are_limited(void) {
     CU_ASSERT_EQUAL(strlen(o.path), 1015);
     text[15] = 'x'; /* now it does */
     int bytes = (int)strlen(folder) + 1 + 1015;
-    snprintf(message, sizeof message, "[model] path: the path with the file's folder before it is %d bytes long, 1023 are allowed",
-             bytes);
+    snprintf(message, sizeof message,
+             "[model] path: the path with the file's folder before it is %d bytes long, 1023 are allowed", bytes);
     check_refused(text, 8 + 1023, message);
+
+    size_t rest = PERCH_PATH_CAP - (strlen(folder) + 1); /* with the folder and a 0 one byte too many */
+    text[15 + rest] = '\n';
+    check_refused(text, 15 + rest,
+                  "[model] path: the path with the file's folder before it is 1024 bytes long, 1023 are allowed");
+    CHECK_MSG(load(text, 15 + rest - 1, NULL, &o, message) == PERCH_OK, "%s", message);
+    CU_ASSERT_EQUAL(strlen(o.path), PERCH_PATH_CAP - 1);
 
     int at = sprintf(text, "[bench]\n");
     for (int i = 0; i < 1024; i++) {
@@ -273,6 +293,7 @@ static void check_host(const char *text, perch_status expected_status, const cha
 static void test_host_sections(void) {
     check_host("[bench]\nrate = 2.5\n[engine]\nqueue_size = 9\n[bench]\nName = \"a b\"\n", PERCH_OK,
                "bench.rate=2.5|bench.name=a b|", NULL);
+    check_host("[bench]\nqueue_size = 1\n[engine]\nqueue_size = 2\n", PERCH_OK, "bench.queue_size=1|", NULL);
     check_host("[bench]\nrate = fast\n", PERCH_E_CONFIG, "bench.rate=fast|", "[bench] rate: 'fast' is not a rate");
     check_host("[bench]\nsilent = 1\n", PERCH_E_CONFIG, "bench.silent=1|", "[bench] silent: not supported");
     check_host("[bnech]\nrate = 1\n", PERCH_E_CONFIG, "bnech.rate=1|", "[bnech] rate: unknown section or key");

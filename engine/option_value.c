@@ -202,9 +202,9 @@ static option_value automatic_value(const option *o) {
 
 static bool is_automatic(const option *o, const option_value *value) {
     option_value automatic = automatic_value(o);
-    return o->automatic && (o->kind == OPTION_REAL ? isnan(value->real)
-                                                   : value->negative == automatic.negative &&
-                                                         value->magnitude == automatic.magnitude);
+    return o->automatic &&
+           (o->kind == OPTION_REAL ? isnan(value->real)
+                                   : value->negative == automatic.negative && value->magnitude == automatic.magnitude);
 }
 
 static bool in_range(const option *o, const option_value *value) {

@@ -1,6 +1,7 @@
 /*
  * options: the table of all configuration keys, and the public functions over it. A key's default, range, storage and
- * description stand in one row, from which perch_options_init, INI files, set and get, checks and the documentation come.
+ * description stand in one row, from which perch_options_init, INI files, set and get, checks and the documentation
+ * come.
  */
 #include "engine/options.h"
 
@@ -66,7 +67,8 @@ static const option table[] = {
 
     {INFO("model", "path", "path", "", "Hugging Face model directory; with weights = random also a config.json."),
      FIELD(path), .kind = OPTION_PATH, .info.range = ""},
-    {INFO("model", "tokenizer_path", "path", "", "A tokenizer.json or its directory; empty is the one in path, if any."),
+    {INFO("model", "tokenizer_path", "path", "",
+          "A tokenizer.json or its directory; empty is the one in path, if any."),
      FIELD(tokenizer_path), .kind = OPTION_PATH, .info.range = ""},
     {INFO("model", "weights", "file | random", "file", "Weights from the files, or random ones of the same shapes."),
      FIELD(weights), .kind = OPTION_WORD, .info.range = ""},
@@ -94,7 +96,8 @@ static const option table[] = {
     {INFO("sampling", "temperature", "real | auto", "auto",
           "Default of requests, as all of this section; 0 is greedy; auto is generation_config.json's, else greedy."),
      FIELD(temperature), .kind = OPTION_REAL, .automatic = true, .fits = is_temperature, .info.range = "0 <= x"},
-    {INFO("sampling", "top_p", "real | auto", "auto", "Keep the likeliest tokens that together reach this probability."),
+    {INFO("sampling", "top_p", "real | auto", "auto",
+          "Keep the likeliest tokens that together reach this probability."),
      FIELD(top_p), .kind = OPTION_REAL, .automatic = true, .fits = is_share, .info.range = "0 < x <= 1"},
     {INFO("sampling", "min_p", "real | auto", "auto", "Keep tokens at least this times as likely as the likeliest."),
      FIELD(min_p), .kind = OPTION_REAL, .automatic = true, .fits = is_ratio, .info.range = "0 <= x < 1"},
@@ -263,8 +266,9 @@ static perch_status set_path(const option *o, const char *file, const char *valu
     }
     int n = snprintf(joined, sizeof joined, "%.*s%s", (int)(slash + 1 - file), file, value);
     if (n < 0 || (size_t)n >= sizeof joined) {
-        return err_set(err, PERCH_E_CONFIG, "the path with the file's folder before it is %d bytes long, %d are allowed",
-                       n, PERCH_PATH_CAP - 1);
+        return err_set(err, PERCH_E_CONFIG,
+                       "the path with the file's folder before it is %d bytes long, %d are allowed", n,
+                       PERCH_PATH_CAP - 1);
     }
     return option_parse(o, joined, options, err);
 }
@@ -275,9 +279,9 @@ static perch_status host_key(const perch_ini_host *host, const ini_entry *entry,
     if (status == PERCH_OK) {
         return PERCH_OK;
     }
-    const char *text = reason.message[0]              ? reason.message
-                       : status == PERCH_E_NOT_FOUND  ? "unknown section or key"
-                                                      : perch_status_text(status);
+    const char *text = reason.message[0]             ? reason.message
+                       : status == PERCH_E_NOT_FOUND ? "unknown section or key"
+                                                     : perch_status_text(status);
     return err_set(err, PERCH_E_CONFIG, "%s", text);
 }
 
@@ -343,7 +347,8 @@ perch_status options_check(const perch_options *options, perch_error *err) {
         return err_set(err, PERCH_E_CONFIG, "[model] path: not set");
     }
     if (options->max_step_tokens < options->max_batch_size + options->prefill_reserve) {
-        return err_set(err, PERCH_E_CONFIG, "[engine] max_step_tokens: %u is less than max_batch_size %u + prefill_reserve %u",
+        return err_set(err, PERCH_E_CONFIG,
+                       "[engine] max_step_tokens: %u is less than max_batch_size %u + prefill_reserve %u",
                        options->max_step_tokens, options->max_batch_size, options->prefill_reserve);
     }
     return PERCH_OK;

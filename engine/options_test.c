@@ -72,9 +72,12 @@ static const struct {
 } keys[] = {
     {"engine.device", {{"cpu", "cpu"}, {"CPU", "cpu"}, {"auto", "auto"}}, {"gpu", "", "cpu ", "aut"}},
     {"engine.queue_full", {{"refuse", "refuse"}, {"wait", "wait"}}, {"", "1", "|"}},
-    {"engine.session_len", {{"1", "1"}, {"16777216", "16777216"}, {"auto", "auto"}, {"Auto", "auto"}, {"0", "auto"}},
+    {"engine.session_len",
+     {{"1", "1"}, {"16777216", "16777216"}, {"auto", "auto"}, {"Auto", "auto"}, {"0", "auto"}},
      {"16777217", "-1", "4K", "", "automatic"}},
-    {"engine.max_batch_size", {{"1", "1"}, {"4096", "4096"}, {"007", "7"}}, {"0", "4097", "auto", "1.0", "0x10", "+1", " 1"}},
+    {"engine.max_batch_size",
+     {{"1", "1"}, {"4096", "4096"}, {"007", "7"}},
+     {"0", "4097", "auto", "1.0", "0x10", "+1", " 1"}},
     {"engine.max_step_tokens", {{"2", "2"}, {"1048576", "1048576"}}, {"1", "1048577", "99999999999999999999999"}},
     {"engine.prefill_reserve", {{"1", "1"}, {"1048576", "1048576"}}, {"0", "1048577"}},
     {"engine.queue_size", {{"1", "1"}, {"1048576", "1048576"}}, {"0", "1048577"}},
@@ -84,24 +87,38 @@ static const struct {
     {"model.tokenizer_path", {{"t.json", "t.json"}}, {NULL}},
     {"model.weights", {{"random", "random"}, {"file", "file"}}, {"none"}},
     {"model.dtype", {{"f32", "f32"}, {"BF16", "bf16"}, {"auto", "auto"}}, {"f16", "f", "32"}},
-    {"model.random_seed", {{"18446744073709551615", "18446744073709551615"}, {"0", "0"}},
+    {"model.random_seed",
+     {{"18446744073709551615", "18446744073709551615"}, {"0", "0"}},
      {"18446744073709551616", "-1", "1K", "1e3"}},
     {"cache.mapping", {{"vmm", "vmm"}}, {"table", ""}},
     {"cache.cache_chunk_size", {{"-1", "-1"}, {"1", "1"}, {"1048576", "1048576"}}, {"0", "-2", "1048577", "auto"}},
     {"cache.cache_max_entry_count",
-     {{"0.8", "0.8"}, {"1e-3", "0.001"}, {"0.30000000000000004", "0.30000000000000004"}, {"1", "1"}, {"1e6", "1000000"}},
+     {{"0.8", "0.8"},
+      {"1e-3", "0.001"},
+      {"0.30000000000000004", "0.30000000000000004"},
+      {"1", "1"},
+      {"1e6", "1000000"}},
      {"0", "-0.5", "1.5", "1000001", "nan", "inf", "auto"}},
     {"cache.cache_bytes",
-     {{"0", "0"}, {"1025", "1025"}, {"512M", "512M"}, {"1024k", "1M"}, {"3T", "3T"}, {"18446744073709551615", "18446744073709551615"}},
+     {{"0", "0"},
+      {"1025", "1025"},
+      {"512M", "512M"},
+      {"1024k", "1M"},
+      {"3T", "3T"},
+      {"18446744073709551615", "18446744073709551615"}},
      {"-1", "1.5G", "16777216T", "M", "5MB", "5 M", "18446744073709551616"}},
-    {"cache.page_bytes", {{"4096", "4K"}, {"64K", "64K"}, {"2M", "2M"}, {"1G", "1G"}, {"auto", "auto"}, {"0", "auto"}},
+    {"cache.page_bytes",
+     {{"4096", "4K"}, {"64K", "64K"}, {"2M", "2M"}, {"1G", "1G"}, {"auto", "auto"}, {"0", "auto"}},
      {"2048", "2G", "12K", "-4096", "1"}},
-    {"sampling.temperature", {{"0", "0"}, {"0.7", "0.7"}, {"100", "100"}, {"auto", "auto"}}, {"-0.1", "nan", "1e999", "", "0x1"}},
+    {"sampling.temperature",
+     {{"0", "0"}, {"0.7", "0.7"}, {"100", "100"}, {"auto", "auto"}},
+     {"-0.1", "nan", "1e999", "", "0x1"}},
     {"sampling.top_p", {{"1", "1"}, {"0.9", "0.9"}, {"1e-9", "1e-09"}, {"auto", "auto"}}, {"0", "1.01", "-1", "0,9"}},
     {"sampling.min_p", {{"0", "0"}, {".05", "0.05"}, {"auto", "auto"}}, {"1", "-0.01", "0.1x"}},
     {"sampling.typical_p", {{"1", "1"}, {"0.2", "0.2"}, {"auto", "auto"}}, {"0", "1.01"}},
     {"sampling.repetition_penalty", {{"1", "1"}, {"1.1", "1.1"}, {"auto", "auto"}}, {"0", "-1"}},
-    {"sampling.top_k", {{"0", "0"}, {"50", "50"}, {"2147483647", "2147483647"}, {"auto", "auto"}, {"-1", "auto"}},
+    {"sampling.top_k",
+     {{"0", "0"}, {"50", "50"}, {"2147483647", "2147483647"}, {"auto", "auto"}, {"-1", "auto"}},
      {"-2", "2147483648"}},
     {"parallel.threads", {{"1", "1"}, {"1024", "1024"}, {"auto", "auto"}}, {"1025", "-1"}},
 };
@@ -155,9 +172,17 @@ static void test_every_key(void) {
 static void test_set_writes_the_field(void) {
     perch_options o = defaults();
     static const char *const settings[][2] = {
-        {"engine.queue_full", "refuse"}, {"engine.bypass_limit", "9"}, {"model.path", "m"}, {"model.dtype", "bf16"},
-        {"model.random_seed", "18446744073709551615"}, {"cache.cache_chunk_size", "-1"}, {"cache.page_bytes", "64K"},
-        {"cache.cache_max_entry_count", "3"}, {"sampling.top_k", "5"}, {"sampling.min_p", "0.25"}, {"parallel.threads", "2"},
+        {"engine.queue_full", "refuse"},
+        {"engine.bypass_limit", "9"},
+        {"model.path", "m"},
+        {"model.dtype", "bf16"},
+        {"model.random_seed", "18446744073709551615"},
+        {"cache.cache_chunk_size", "-1"},
+        {"cache.page_bytes", "64K"},
+        {"cache.cache_max_entry_count", "3"},
+        {"sampling.top_k", "5"},
+        {"sampling.min_p", "0.25"},
+        {"parallel.threads", "2"},
     };
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
         CU_ASSERT_EQUAL(perch_options_set(&o, settings[i][0], settings[i][1], NULL), PERCH_OK);
@@ -186,6 +211,7 @@ static void test_errors_word_for_word(void) {
         {"cache.cache_max_entry_count", "1.5",
          "[cache] cache_max_entry_count: 1.5 is out of range 0 < x < 1 or an integer 1..1000000"},
         {"sampling.top_p", "zero", "[sampling] top_p: 'zero' is not a finite number"},
+        {"sampling.temperature", "1e999", "[sampling] temperature: '1e999' is not a finite number"},
         {"sampling.top_p", "0", "[sampling] top_p: 0 is out of range 0 < x <= 1 (or auto)"},
         {"cache.cache_chunk_sise", "1", "[cache] cache_chunk_sise: unknown key (did you mean cache_chunk_size?)"},
         {"cache.Cache_Chunk_Sise", "1", "[cache] Cache_Chunk_Sise: unknown key (did you mean cache_chunk_size?)"},
@@ -270,7 +296,8 @@ static void test_fields_set_directly_are_checked(void) {
     REFUSED(o.top_k = -2, "[sampling] top_k: -2 is out of range 0..2147483647 (or auto)");
     REFUSED(memset(o.tokenizer_path, 'x', sizeof o.tokenizer_path),
             "[model] tokenizer_path: the path has no end within 1024 bytes");
-    REFUSED(o.max_batch_size = 225, "[engine] max_step_tokens: 256 is less than max_batch_size 225 + prefill_reserve 32");
+    REFUSED(o.max_batch_size = 225,
+            "[engine] max_step_tokens: 256 is less than max_batch_size 225 + prefill_reserve 32");
 #undef REFUSED
     good.max_batch_size = 224;
     CU_ASSERT_EQUAL(options_check(&good, NULL), PERCH_OK);

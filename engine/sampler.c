@@ -22,8 +22,8 @@ struct sampler {
 
 /* Bytes of all arrays, in the order of their alignment: largest first. */
 static uint64_t scratch_bytes(uint32_t vocab_size) {
-    const uint64_t each = 2 * sizeof(double) + 2 * sizeof(uint64_t) + sizeof(int32_t) + 2 * sizeof(uint32_t) +
-                          sizeof(uint8_t);
+    const uint64_t each =
+        2 * sizeof(double) + 2 * sizeof(uint64_t) + sizeof(int32_t) + 2 * sizeof(uint32_t) + sizeof(uint8_t);
     return CANDIDATES_BUCKETS * sizeof(double) + each * vocab_size;
 }
 
@@ -162,7 +162,7 @@ static float row_largest(const float *values, size_t n) {
     return lane[0];
 }
 
-/* The lowest token among equals, or -1 where each is NaN or -inf. For logits that nothing adjusts: most of all calls. */
+/* The lowest token among equals, or -1 where each is NaN or -inf. For logits that nothing adjusts: most calls. */
 static int32_t row_argmax(const float *logits, uint32_t n) {
     float best = row_largest(logits, n);
     uint32_t at = 0;
@@ -234,7 +234,7 @@ static row_softmax row_softmax_of(const float *logits, uint32_t n) {
         /* Equals of an infinite best are certain together: each weighs 1. */
         total += logits[i] == best ? 1.0 : logits[i] < best ? exp((double)logits[i] - (double)best) : 0.0;
     }
-    return (row_softmax){(double)best, log(total)};
+    return (row_softmax){(double)best, total > 0 ? log(total) : 0}; /* no total: all NaN, each -inf whatever it is */
 }
 
 static float row_logprob(row_softmax row, float logit) {
@@ -249,7 +249,7 @@ float sampler_logprob(const float *logits, uint32_t vocab_size, int32_t token) {
     return row_logprob(row_softmax_of(logits, vocab_size), logits[token]);
 }
 
-/* The n best of the row by insertion into a sorted list: n is at most 20 and nearly every token fails the first test. */
+/* The n best of the row by insertion into a sorted list: n is at most 20; nearly all tokens fail the first test. */
 static void top_logprobs(const float *logits, uint32_t vocab_size, row_softmax row, uint32_t n, sampler_output *out) {
     float best[SAMPLER_MAX_LOGPROBS];
     uint32_t have = 0;

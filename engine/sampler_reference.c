@@ -61,7 +61,8 @@ static void find_probabilities(reference_set *set, double temperature) {
     }
     for (size_t i = 0; i < set->n; i++) {
         double logit = set->tokens[i].logit;
-        set->tokens[i].p = logit == best ? 1 : expl(((long double)logit - (long double)best) / (long double)temperature);
+        set->tokens[i].p =
+            logit == best ? 1 : expl(((long double)logit - (long double)best) / (long double)temperature);
     }
     normalise(set);
 }
@@ -104,7 +105,8 @@ static void filter_min_p(reference_set *set, double ratio) {
     normalise(set);
 }
 
-void reference_filter(reference_set *set, double temperature, int32_t top_k, double typical_p, double top_p, double min_p) {
+void reference_filter(reference_set *set, double temperature, int32_t top_k, double typical_p, double top_p,
+                      double min_p) {
     if (top_k > 0) {
         filter_top_k(set, top_k);
     }

@@ -25,7 +25,8 @@ typedef struct reference_set {
 reference_set reference_choose(const sampler_input *in, uint32_t vocab_size);
 
 /* The filters alone, on tokens sorted by id. */
-void reference_filter(reference_set *set, double temperature, int32_t top_k, double typical_p, double top_p, double min_p);
+void reference_filter(reference_set *set, double temperature, int32_t top_k, double typical_p, double top_p,
+                      double min_p);
 
 /* Fills logits[n] with one of several kinds of rows: bell-shaped, flat, with many ties, ascending, far apart. */
 void reference_row(test_rng *rng, float *logits, uint32_t n);

@@ -1,4 +1,4 @@
-/* sampler: each choice against the naive sampler, draws against exact probabilities, log-probabilities against long double. */
+/* sampler: choices against a naive sampler, draws against exact probabilities, log-probabilities in long double. */
 #include "engine/sampler.h"
 
 #include "engine/sampler_reference.h"
@@ -126,7 +126,8 @@ static void test_random_inputs(void) {
 }
 
 /* Whether counts[n] of total draws fit the set's probabilities; rare tokens are taken together. */
-static void check_chi_square(const char *name, const uint64_t *counts, uint32_t n, const reference_set *set, uint64_t total) {
+static void check_chi_square(const char *name, const uint64_t *counts, uint32_t n, const reference_set *set,
+                             uint64_t total) {
     double expected[256] = {0}, statistic = 0, rare_expected = 0, rare_seen = 0;
     int cells = 0;
     for (size_t i = 0; i < set->n; i++) {
@@ -151,7 +152,8 @@ static void check_chi_square(const char *name, const uint64_t *counts, uint32_t 
     /* Wilson-Hilferty: the cube root of chi-square over its degrees of freedom is nearly normal. */
     double freedom = cells - 1, spread = 2 / (9 * freedom);
     double z = (cbrt(statistic / freedom) - (1 - spread)) / sqrt(spread);
-    CHECK_MSG(cells > 1 && z < 4.5, "%s: chi-square %g with %g degrees of freedom, z = %g", name, statistic, freedom, z);
+    CHECK_MSG(cells > 1 && z < 4.5, "%s: chi-square %g with %g degrees of freedom, z = %g", name, statistic, freedom,
+              z);
 }
 
 static void test_draws_follow_the_probabilities(void) {
@@ -161,13 +163,20 @@ static void test_draws_follow_the_probabilities(void) {
         double temperature, typical_p, top_p, min_p, repetition, frequency, presence;
         int32_t top_k;
     } cases[] = {
-        {"temperature 1", 1, 1, 1, 0, 1, 0, 0, 0},          {"temperature 0.5", 0.5, 1, 1, 0, 1, 0, 0, 0},
-        {"temperature 3", 3, 1, 1, 0, 1, 0, 0, 0},          {"top-k", 1, 1, 1, 0, 1, 0, 0, 7},
-        {"top-p", 1, 1, 0.8, 0, 1, 0, 0, 0},                {"min-p", 1, 1, 1, 0.1, 1, 0, 0, 0},
-        {"typical", 1, 0.7, 1, 0, 1, 0, 0, 0},              {"top-k, top-p", 0.8, 1, 0.9, 0, 1, 0, 0, 20},
-        {"top-k, typical", 1.2, 0.8, 1, 0, 1, 0, 0, 30},    {"top-p, min-p", 1.5, 1, 0.95, 0.05, 1, 0, 0, 0},
-        {"typical, top-p", 1, 0.9, 0.9, 0, 1, 0, 0, 0},     {"all filters", 1.3, 0.95, 0.9, 0.02, 1, 0, 0, 40},
-        {"all penalties", 1, 1, 1, 0, 1.3, 0.5, 0.4, 0},    {"all", 0.9, 0.9, 0.95, 0.01, 1.2, -0.3, 0.7, 30},
+        {"temperature 1", 1, 1, 1, 0, 1, 0, 0, 0},
+        {"temperature 0.5", 0.5, 1, 1, 0, 1, 0, 0, 0},
+        {"temperature 3", 3, 1, 1, 0, 1, 0, 0, 0},
+        {"top-k", 1, 1, 1, 0, 1, 0, 0, 7},
+        {"top-p", 1, 1, 0.8, 0, 1, 0, 0, 0},
+        {"min-p", 1, 1, 1, 0.1, 1, 0, 0, 0},
+        {"typical", 1, 0.7, 1, 0, 1, 0, 0, 0},
+        {"top-k, top-p", 0.8, 1, 0.9, 0, 1, 0, 0, 20},
+        {"top-k, typical", 1.2, 0.8, 1, 0, 1, 0, 0, 30},
+        {"top-p, min-p", 1.5, 1, 0.95, 0.05, 1, 0, 0, 0},
+        {"typical, top-p", 1, 0.9, 0.9, 0, 1, 0, 0, 0},
+        {"all filters", 1.3, 0.95, 0.9, 0.02, 1, 0, 0, 40},
+        {"all penalties", 1, 1, 1, 0, 1.3, 0.5, 0.4, 0},
+        {"all", 0.9, 0.9, 0.95, 0.01, 1.2, -0.3, 0.7, 30},
     };
     uint64_t draws = test_scaled(40000), seed = test_seed(5);
     float logits[VOCAB];
@@ -193,7 +202,7 @@ static void test_draws_follow_the_probabilities(void) {
         uint64_t counts[VOCAB] = {0};
         sampler_input in = {.logits = logits, .sampling = &p, .tokens = prefix, .n_tokens = 24, .n_prompt = 8};
         reference_set set = reference_choose(&in, VOCAB);
-        /* The penalties see the same prefix each time: completion and seed make the draws differ, below the position. */
+        /* The penalties see the same prefix each time: completion and seed make the draws differ. */
         for (uint64_t draw = 0; draw < draws; draw++) {
             sampler_output out;
             in.completion = (uint32_t)(draw % 16);
@@ -297,6 +306,27 @@ static void test_unfit_tokens_are_never_chosen(void) {
     sampler_destroy(s);
 }
 
+static void test_each_adjustment_alone(void) {
+    const float logits[] = {3, 2, 1};
+    const perch_logit_bias bias = {2, 2.5f};
+    const int32_t first = 0, first_two[] = {0, 1}, expected[] = {0, 2, 1, 2};
+    sampler *s = make(3);
+    for (int way = 0; way < 4; way++) {
+        perch_sampling p = greedy;
+        sampler_input in = {.logits = logits, .sampling = &p};
+        sampler_output out = {.token = -1};
+        p.logit_bias = &bias;
+        p.n_logit_bias = way == 1;
+        p.banned_tokens = &first;
+        p.n_banned_tokens = way == 2;
+        in.suppressed = first_two;
+        in.n_suppressed = way == 3 ? 2 : 0;
+        CU_ASSERT_EQUAL(sampler_sample(s, &in, &out, NULL), PERCH_OK);
+        CU_ASSERT_EQUAL(out.token, expected[way]);
+    }
+    sampler_destroy(s);
+}
+
 static void test_failure_says_why(void) {
     const float logits[] = {NAN, NAN};
     sampler *s = make(2);
@@ -310,21 +340,21 @@ static void test_failure_says_why(void) {
 }
 
 static void test_extreme_parameters_stay_in_range(void) {
-    const float logits[] = {3e38f, -3e38f, 1, 2};
-    const int32_t tokens[] = {0, 1, 2, 3};
+    /* A logit that a penalty drives beyond all doubles is still one to choose: only bans and -inf aren't. */
+    static const float rows[2][4] = {{3e38f, -3e38f, 1, 2}, {-3e38f, -1e38f, -2e38f, -3e38f}};
     static const double extremes[] = {1e-308, 1e308, 5e-324};
+    const int32_t tokens[] = {0, 1, 2, 3};
     sampler *s = make(4);
-    for (size_t i = 0; i < 3; i++) {
-        for (size_t j = 0; j < 3; j++) {
-            perch_sampling p = greedy;
-            p.temperature = extremes[i];
-            p.repetition_penalty = extremes[j];
-            p.typical_p = p.top_p = extremes[j] < 1 ? extremes[j] : 1;
-            sampler_input in = {.logits = logits, .sampling = &p, .tokens = tokens, .n_tokens = 4, .n_prompt = 1};
-            sampler_output out;
-            CU_ASSERT_EQUAL(sampler_sample(s, &in, &out, NULL), PERCH_OK);
-            CU_ASSERT_TRUE(out.token >= 0 && out.token < 4);
-        }
+    for (int i = 0; i < 18; i++) {
+        perch_sampling p = greedy;
+        double extreme = extremes[i / 2 % 3];
+        p.temperature = extremes[i / 6];
+        p.repetition_penalty = extreme;
+        p.typical_p = p.top_p = extreme < 1 ? extreme : 1;
+        sampler_input in = {.logits = rows[i % 2], .sampling = &p, .tokens = tokens, .n_tokens = 4, .n_prompt = 1};
+        sampler_output out = {.token = -1};
+        CU_ASSERT_EQUAL(sampler_sample(s, &in, &out, NULL), PERCH_OK);
+        CU_ASSERT_TRUE(out.token >= 0 && out.token < 4);
     }
     sampler_destroy(s);
 }
@@ -341,13 +371,13 @@ static void test_penalties_by_hand(void) {
         double repetition, frequency, presence;
         int32_t token;
     } cases[] = {
-        {1, 0, 0, 0},       /* nothing */
-        {1.01, 0, 0, 0},    /* all but 4 shrink alike, also the two that stand there twice */
-        {1.5, 0, 0, 4},     /* the only one not there: 3.0 against 4.0 / 1.5 */
-        {1, -0.06, 0, 0},   /* 2 gains 0.12 only */
-        {1, -0.11, 0, 2},   /* 2 gains 0.22 and passes 0 */
-        {1, 0, -0.31, 2},   /* 2 and 3 gain 0.31 once: 4.11 and 4.01 */
-        {1, 0.5, -0.9, 3},  /* 2: -1.0 + 0.9 = 3.7; 3: -0.5 + 0.9 = 4.1 */
+        {1, 0, 0, 0},      /* nothing */
+        {1.01, 0, 0, 0},   /* all but 4 shrink alike, also the two that stand there twice */
+        {1.5, 0, 0, 4},    /* the only one not there: 3.0 against 4.0 / 1.5 */
+        {1, -0.06, 0, 0},  /* 2 gains 0.12 only */
+        {1, -0.11, 0, 2},  /* 2 gains 0.22 and passes 0 */
+        {1, 0, -0.31, 2},  /* 2 and 3 gain 0.31 once: 4.11 and 4.01 */
+        {1, 0.5, -0.9, 3}, /* 2: -1.0 + 0.9 = 3.7; 3: -0.5 + 0.9 = 4.1 */
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         p.repetition_penalty = cases[i].repetition;
@@ -411,8 +441,8 @@ static void test_logprobs(void) {
         for (uint32_t i = 0; i < out.n_top; i++) {
             CHECK_MSG(out.top[i].token == sorted[i].token &&
                           out.top[i].logprob == sampler_logprob(logits, n, sorted[i].token),
-                      "seed %llu: the %u-th is %d, should be %d", (unsigned long long)(first + row), i, out.top[i].token,
-                      sorted[i].token);
+                      "seed %llu: the %u-th is %d, should be %d", (unsigned long long)(first + row), i,
+                      out.top[i].token, sorted[i].token);
         }
         sampler_destroy(s);
     }
@@ -443,7 +473,8 @@ static void test_a_choice_depends_on_its_inputs_alone(void) {
     for (uint32_t i = 0; i < 300; i++) {
         perch_sampling p = reference_sampling(&rng, VOCAB), other = reference_sampling(&rng, VOCAB);
         p.n_logprobs = 5;
-        sampler_input in = {.logits = logits[0], .sampling = &p, .tokens = tokens, .n_tokens = TOKENS - i % 7, .n_prompt = 40};
+        sampler_input in = {
+            .logits = logits[0], .sampling = &p, .tokens = tokens, .n_tokens = TOKENS - i % 7, .n_prompt = 40};
         sampler_input between = {.logits = logits[1], .sampling = &other, .tokens = tokens, .n_tokens = i % TOKENS};
         sampler_output fresh_out, used_out, between_out;
         memset(&fresh_out, 0, sizeof fresh_out);
@@ -476,6 +507,7 @@ int main(int argc, char **argv) {
         {"positions_are_independent", test_positions_are_independent},
         {"greedy_takes_the_lowest_of_equals", test_greedy_takes_the_lowest_of_equals},
         {"unfit_tokens_are_never_chosen", test_unfit_tokens_are_never_chosen},
+        {"each_adjustment_alone", test_each_adjustment_alone},
         {"failure_says_why", test_failure_says_why},
         {"extreme_parameters_stay_in_range", test_extreme_parameters_stay_in_range},
         {"penalties_by_hand", test_penalties_by_hand},

@@ -1,6 +1,6 @@
 /*
- * sampling_check: which sampling parameters are fit to run, and the copy that a request keeps. Refusing here, by name, is
- * what lets the sampler itself trust every field.
+ * sampling_check: which sampling parameters are fit to run, and the copy that a request keeps. Refusing here, by name,
+ * is what lets the sampler itself trust every field.
  */
 #include "engine/sampler.h"
 

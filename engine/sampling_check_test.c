@@ -30,20 +30,41 @@ static void test_reals(void) {
         double good[3], bad[6];
         const char *name, *range;
     } cases[] = {
-        {offsetof(perch_sampling, temperature), {0, 5e-324, 1e300}, {-5e-324, -1, NAN, INFINITY, -INFINITY, NAN},
-         "temperature", "0 <= temperature, finite"},
-        {offsetof(perch_sampling, top_p), {1e-300, 0.5, 1}, {0, -0.1, 1.0000001, NAN, INFINITY, -INFINITY}, "top_p",
+        {offsetof(perch_sampling, temperature),
+         {0, 5e-324, 1e300},
+         {-5e-324, -1, NAN, INFINITY, -INFINITY, NAN},
+         "temperature",
+         "0 <= temperature, finite"},
+        {offsetof(perch_sampling, top_p),
+         {1e-300, 0.5, 1},
+         {0, -0.1, 1.0000001, NAN, INFINITY, -INFINITY},
+         "top_p",
          "0 < top_p <= 1"},
-        {offsetof(perch_sampling, min_p), {0, 0.5, 0.999}, {-0.001, 1, 2, NAN, INFINITY, -INFINITY}, "min_p",
+        {offsetof(perch_sampling, min_p),
+         {0, 0.5, 0.999},
+         {-0.001, 1, 2, NAN, INFINITY, -INFINITY},
+         "min_p",
          "0 <= min_p < 1"},
-        {offsetof(perch_sampling, typical_p), {1e-300, 0.5, 1}, {0, -0.1, 1.0000001, NAN, INFINITY, -INFINITY},
-         "typical_p", "0 < typical_p <= 1"},
-        {offsetof(perch_sampling, repetition_penalty), {1e-300, 1, 1e300}, {0, -1, NAN, INFINITY, -INFINITY, -0.0},
-         "repetition_penalty", "0 < repetition_penalty, finite"},
-        {offsetof(perch_sampling, frequency_penalty), {-2, 0, 2}, {-2.0001, 2.0001, NAN, INFINITY, -INFINITY, 3},
-         "frequency_penalty", "-2..2"},
-        {offsetof(perch_sampling, presence_penalty), {-2, 0, 2}, {-2.0001, 2.0001, NAN, INFINITY, -INFINITY, 3},
-         "presence_penalty", "-2..2"},
+        {offsetof(perch_sampling, typical_p),
+         {1e-300, 0.5, 1},
+         {0, -0.1, 1.0000001, NAN, INFINITY, -INFINITY},
+         "typical_p",
+         "0 < typical_p <= 1"},
+        {offsetof(perch_sampling, repetition_penalty),
+         {1e-300, 1, 1e300},
+         {0, -1, NAN, INFINITY, -INFINITY, -0.0},
+         "repetition_penalty",
+         "0 < repetition_penalty, finite"},
+        {offsetof(perch_sampling, frequency_penalty),
+         {-2, 0, 2},
+         {-2.0001, 2.0001, NAN, INFINITY, -INFINITY, 3},
+         "frequency_penalty",
+         "-2..2"},
+        {offsetof(perch_sampling, presence_penalty),
+         {-2, 0, 2},
+         {-2.0001, 2.0001, NAN, INFINITY, -INFINITY, 3},
+         "presence_penalty",
+         "-2..2"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         perch_sampling p = neutral;
@@ -125,6 +146,7 @@ static void test_copy(void) {
     memset(banned, 0, sizeof banned);
     CU_ASSERT_PTR_NOT_NULL_FATAL(copy);
     CU_ASSERT_EQUAL(copy->seed, 99);
+    CU_ASSERT_EQUAL(copy->logit_bias[0].token, 1);
     CU_ASSERT_EQUAL(copy->logit_bias[2].token, 5);
     CU_ASSERT_EQUAL(copy->logit_bias[2].bias, 6);
     CU_ASSERT_EQUAL(copy->banned_tokens[0], 7);

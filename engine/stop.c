@@ -50,7 +50,10 @@ perch_status stop_matcher_create(const char *const *strings, size_t n, stop_matc
         size_t length = strings[i] ? strnlen(strings[i], STOP_MAX_BYTES + 1) : 0;
         if (length == 0 || length > STOP_MAX_BYTES) {
             return err_set(err, PERCH_E_INVALID, "stop_strings[%zu]: %s; 1..%u bytes are allowed", i,
-                           !strings[i] ? "NULL" : length == 0 ? "empty" : "too long", STOP_MAX_BYTES);
+                           !strings[i]   ? "NULL"
+                           : length == 0 ? "empty"
+                                         : "too long",
+                           STOP_MAX_BYTES);
         }
         total += length;
     }

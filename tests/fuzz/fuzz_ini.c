@@ -1,6 +1,6 @@
 /*
- * fuzz_ini: any bytes as an INI file. A load either fails with a message and leaves the options alone, or leaves options
- * whose values are all in range and survive being written and set again.
+ * fuzz_ini: any bytes as an INI file. A load either fails with a message and leaves the options alone, or leaves
+ * options whose values are all in range and survive being written and set again.
  */
 #include "engine/options.h"
 
@@ -60,7 +60,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         check_round_trip(&options);
         /* All values are in range: what is left to object to are the rules across keys. */
         status = options_check(&options, &err);
-        expect(status == PERCH_OK || strstr(err.message, "[model] path: not set") || strstr(err.message, "is less than"));
+        expect(status == PERCH_OK || strstr(err.message, "[model] path: not set") ||
+               strstr(err.message, "is less than"));
     }
     close(fd);
     return 0;
