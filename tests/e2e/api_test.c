@@ -275,7 +275,9 @@ static void completions_of_one_prompt_are_what_single_requests_give(void) {
     CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
     perch_event_init(&ev, sizeof ev);
     while (n_done < N && perch_next(e, &ev, 60000, NULL) == PERCH_OK) {
-        memcpy(many[ev.completion] + at[ev.completion], ev.tokens, ev.n_tokens * sizeof *ev.tokens);
+        for (size_t i = 0; i < ev.n_tokens; i++) {
+            many[ev.completion][at[ev.completion] + i] = ev.tokens[i];
+        }
         at[ev.completion] += (uint32_t)ev.n_tokens;
         n_done += ev.type == PERCH_EVENT_DONE;
     }
@@ -781,39 +783,36 @@ static double step_seconds(perch_engine *e, uint32_t n_steps) {
     return (double)(end - begin) * 1e-6;
 }
 
-static double best_of(perch_engine *e, uint32_t n_runs) {
-    double best = 1e9;
-    for (uint32_t i = 0; i < n_runs; i++) {
-        double s = step_seconds(e, 240);
-        best = s < best ? s : best;
-    }
-    return best;
-}
-
 static void a_million_idle_sequences_do_not_slow_a_step(void) {
     perch_options o = host_options("llama");
-    perch_engine *e = host_engine(&o);
-    if (!e) {
+    perch_engine *full = host_engine(&o), *empty = host_engine(&o);
+    if (!full || !empty) {
         return;
     }
     uint64_t n = test_scaled(1000000);
     int32_t tokens[4];
-    double before = best_of(e, 5);
     host_tokens(8, VOCAB, tokens, 4);
     for (uint64_t i = 0; i < n; i++) {
         perch_sequence_id id;
-        if (!CHECK_MSG(perch_sequence_open(e, &id, NULL) == PERCH_OK, "sequence %llu", (unsigned long long)i)) {
+        if (!CHECK_MSG(perch_sequence_open(full, &id, NULL) == PERCH_OK, "sequence %llu", (unsigned long long)i)) {
             break;
         }
         if (i % 64 == 0) {
-            CU_ASSERT_EQUAL(perch_sequence_append(e, id, tokens, 4, NULL), PERCH_OK);
+            CU_ASSERT_EQUAL(perch_sequence_append(full, id, tokens, 4, NULL), PERCH_OK);
         }
     }
-    double after = best_of(e, 5);
-    printf("  240 steps: %.2f ms before, %.2f ms with %llu idle sequences\n", before * 1e3, after * 1e3,
+    /* in turns, the best of each: the machine may be busy with other things */
+    double with = 1e9, without = 1e9;
+    for (int i = 0; i < 15; i++) {
+        double a = step_seconds(full, 240), b = step_seconds(empty, 240);
+        with = a < with ? a : with;
+        without = b < without ? b : without;
+    }
+    printf("  240 steps: %.2f ms without, %.2f ms with %llu idle sequences\n", without * 1e3, with * 1e3,
            (unsigned long long)n);
-    CHECK_MSG(after < before * 2 + 0.002, "%.2f ms, then %.2f ms", before * 1e3, after * 1e3);
-    perch_engine_destroy(e);
+    CHECK_MSG(with < without * 2, "%.2f ms without, %.2f ms with", without * 1e3, with * 1e3);
+    perch_engine_destroy(full);
+    perch_engine_destroy(empty);
 }
 
 static perch_status failing_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err) {

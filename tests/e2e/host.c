@@ -44,12 +44,14 @@ static void *grown(void *array, size_t *cap, size_t need, size_t element_bytes) 
 }
 
 void host_result_add(host_result *r, const perch_event *ev) {
-    if (ev->logprobs) {
+    if (ev->logprobs && ev->n_tokens) {
         r->logprobs = grown(r->logprobs, &r->cap_logprobs, r->n_tokens + ev->n_tokens + 1, sizeof *r->logprobs);
         memcpy(r->logprobs + r->n_tokens, ev->logprobs, ev->n_tokens * sizeof *r->logprobs);
     }
     r->tokens = grown(r->tokens, &r->cap_tokens, r->n_tokens + ev->n_tokens + 1, sizeof *r->tokens);
-    memcpy(r->tokens + r->n_tokens, ev->tokens, ev->n_tokens * sizeof *r->tokens);
+    if (ev->n_tokens) {
+        memcpy(r->tokens + r->n_tokens, ev->tokens, ev->n_tokens * sizeof *r->tokens);
+    }
     r->n_tokens += ev->n_tokens;
     r->text = grown(r->text, &r->cap_text, r->text_bytes + ev->text_bytes + 1, 1);
     memcpy(r->text + r->text_bytes, ev->text, ev->text_bytes + 1);

@@ -105,10 +105,11 @@ static void check_within_plan(perch_engine *e, uint64_t taken, const char *what)
     perch_stats stats = {.struct_size = sizeof stats};
     CU_ASSERT_EQUAL(perch_engine_plan(e, &plan, NULL), PERCH_OK);
     CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
-    printf("  %s: %.1f MiB, planned %.1f MiB (weights %.1f, workspace %.1f, host %.1f, pool %.1f); %llu pages evicted\n", what,
-           (double)taken / 1048576, (double)plan.total_bytes / 1048576, (double)plan.weights_bytes / 1048576,
-           (double)plan.workspace_bytes / 1048576, (double)plan.host_bytes / 1048576,
-           (double)plan.pool_bytes / 1048576, (unsigned long long)stats.evicted_pages);
+    printf(
+        "  %s: %.1f MiB, planned %.1f MiB (weights %.1f, workspace %.1f, host %.1f, pool %.1f); %llu pages evicted\n",
+        what, (double)taken / 1048576, (double)plan.total_bytes / 1048576, (double)plan.weights_bytes / 1048576,
+        (double)plan.workspace_bytes / 1048576, (double)plan.host_bytes / 1048576, (double)plan.pool_bytes / 1048576,
+        (unsigned long long)stats.evicted_pages);
     CU_ASSERT_TRUE(stats.evicted_pages > stats.pages_total / 2); /* it was more than the pool holds */
     CHECK_MSG(taken <= plan.total_bytes + plan.total_bytes / 20 + SLACK_BYTES, "%llu bytes", (unsigned long long)taken);
     CHECK_MSG(taken >= plan.total_bytes / 2, "%llu bytes: the plan is of something else", (unsigned long long)taken);
