@@ -127,18 +127,15 @@ static bool set_config_file(struct parser *parser, const char *file) {
     return true;
 }
 
-static bool parse_spec_flag(struct parser *parser, int field, const char *value) {
+static bool parse_spec_flag(struct parser *parser, const char *name, int field, const char *value) {
     const struct spec_field *info = spec_field((size_t)field);
     perch_error err = {.status = PERCH_OK};
-    if (!take_value(parser, info->name, info->arg != NULL, &value)) {
+    if (!take_value(parser, name, info->arg != NULL, &value)) {
         return false;
     }
     if (spec_set_text(parser->args->spec, field, value, &err) != PERCH_OK) {
         char message[640];
-        snprintf(message, sizeof(message), "--%s: %s", info->name, err.message);
-        for (char *c = message; *c != ':'; c++) {
-            *c = *c == '_' ? '-' : *c;
-        }
+        snprintf(message, sizeof(message), "--%s: %s", name, err.message);
         return fail(parser, "%s", message);
     }
     return true;
@@ -197,7 +194,7 @@ static bool parse_flag(struct parser *parser) {
     const struct flag *flag = find_flag(args->flags, args->n_flags, name);
     int field = args->spec != NULL && flag == NULL ? spec_find(name) : -1;
     if (field >= 0) {
-        return parse_spec_flag(parser, field, value);
+        return parse_spec_flag(parser, name, field, value);
     }
     if (flag == NULL) {
         return parse_common_flag(parser, name, value);

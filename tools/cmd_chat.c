@@ -229,6 +229,10 @@ static int talk(struct chat *chat) {
         return tool_fail_status(tool, &err);
     }
     chat->session_len = plan.session_len;
+    /* A format that isn't known is better found now than after the first words. */
+    if (encode_turn(chat, "", true, &err) != PERCH_OK) {
+        return tool_fail_status(tool, &err);
+    }
     chat->prompts = isatty(STDIN_FILENO) && isatty(STDERR_FILENO);
     note(chat, "/help lists the commands");
     code = reset(chat);

@@ -17,7 +17,7 @@ struct generate {
     struct request_spec spec;
     const char *prompt;
     const char *prompt_file;
-    struct text prompt_text; /* of prompt_file */
+    struct text text; /* of the prompt */
     struct tokens tokens;
     perch_event event;
     perch_request_id request;
@@ -28,32 +28,26 @@ struct generate {
     bool ends_line; /* what was streamed ends with a newline */
 };
 
+/* Before the model is loaded, which takes longer than to see that there is no prompt. */
 static int read_prompt(struct generate *run) {
     struct tool *tool = &run->tool;
     perch_error err = {.status = PERCH_OK};
     if ((run->prompt == NULL) == (run->prompt_file == NULL)) {
         return tool_fail(tool, EXIT_USAGE, "one of --prompt and --prompt-file is needed");
     }
-    const char *text = run->prompt;
-    size_t n_bytes = text != NULL ? strlen(text) : 0;
-    if (run->prompt_file != NULL) {
-        bool is_stdin = strcmp(run->prompt_file, "-") == 0;
-        FILE *file = is_stdin ? stdin : fopen(run->prompt_file, "rb");
+    perch_status status = PERCH_OK;
+    if (run->prompt != NULL) {
+        status = text_add(&run->text, run->prompt, strlen(run->prompt), &err);
+    } else if (strcmp(run->prompt_file, "-") == 0) {
+        status = text_read(&run->text, stdin, "stdin", &err);
+    } else {
+        FILE *file = fopen(run->prompt_file, "rb");
         if (file == NULL) {
             return tool_fail(tool, EXIT_USAGE, "cannot open %s: %s", run->prompt_file, strerror(errno));
         }
-        perch_status status = text_read(&run->prompt_text, file, run->prompt_file, &err);
-        if (!is_stdin) {
-            fclose(file);
-        }
-        if (status != PERCH_OK) {
-            return tool_fail_status(tool, &err);
-        }
-        text = run->prompt_text.data;
-        n_bytes = run->prompt_text.n_bytes;
+        status = text_read(&run->text, file, run->prompt_file, &err);
+        fclose(file);
     }
-    uint32_t flags = PERCH_ENCODE_BOS | (run->spec.special ? PERCH_ENCODE_SPECIAL : 0u);
-    perch_status status = tokens_encode(&run->tokens, tool->tokenizer, text, n_bytes, flags, &err);
     return status == PERCH_OK ? EXIT_DONE : tool_fail_status(tool, &err);
 }
 
@@ -69,7 +63,9 @@ static perch_status submit(struct generate *run, perch_error *err) {
     if (status != PERCH_OK) {
         return status;
     }
-    status = perch_sequence_open(tool->engine, &request.sequence, err);
+    uint32_t flags = PERCH_ENCODE_BOS | (run->spec.special ? PERCH_ENCODE_SPECIAL : 0u);
+    status = tokens_encode(&run->tokens, tool->tokenizer, run->text.data, run->text.n_bytes, flags, err);
+    status = status != PERCH_OK ? status : perch_sequence_open(tool->engine, &request.sequence, err);
     if (status != PERCH_OK) {
         return status;
     }
@@ -181,8 +177,8 @@ static int generate(struct generate *run) {
     if (run->spec.logprobs != SPEC_UNSET && !tool->json) {
         return tool_fail(tool, EXIT_USAGE, "--logprobs needs --json");
     }
-    int code = tool_open_engine_with_text(tool);
-    code = code != EXIT_DONE ? code : read_prompt(run);
+    int code = read_prompt(run);
+    code = code != EXIT_DONE ? code : tool_open_engine_with_text(tool);
     if (code != EXIT_DONE) {
         return code;
     }
@@ -229,7 +225,7 @@ int cmd_generate(int argc, char **argv) {
     free(run.completions);
     perch_event_clear(&run.event);
     tokens_free(&run.tokens);
-    text_free(&run.prompt_text);
+    text_free(&run.text);
     spec_free(&run.spec);
     tool_end(&run.tool);
     return code;

@@ -49,7 +49,7 @@ static bool is_number(const char *text) {
 
 void table_print(const struct table *table, FILE *file) {
     size_t width[TABLE_MAX_COLUMNS] = {0};
-    bool right[TABLE_MAX_COLUMNS];
+    bool right[TABLE_MAX_COLUMNS] = {false};
     for (size_t c = 0; c < table->n_columns; c++) {
         right[c] = table->n_cells > table->n_columns;
         for (size_t i = c; i < table->n_cells; i += table->n_columns) {

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# The demo's model and conversations through the command: chats from a pipe, and all of them at once over three slots.
+. "$(dirname "$0")/lib.sh"
+model=(--config configs/demo.ini)
+talks=tools/demo-data/conversations.jsonl
+most=64 # turns in a conversation, at most
+
+# One line for each turn: conversation, turn, user, assistant; separated by tabs.
+paths=(name)
+for i in $(seq 0 $((most - 1))); do
+    paths+=("turns.$i.user" "turns.$i.assistant")
+done
+json "${paths[@]}" <"$talks" | awk -F '\t' -v OFS='\t' '{ for (i = 2; i < NF && $i != "-"; i += 2) print NR, i / 2, $i, $(i + 1) }' \
+    >"$tmp/all"
+n_talks=$(wc -l <"$talks")
+
+t "the conversations are read whole"
+same "their turns" "$(json turns.# <"$talks" | awk '{ n += $1 } END { print n }')" "$(wc -l <"$tmp/all")"
+[ "$n_talks" -ge 8 ] || bad "there are only $n_talks"
+
+t "chat answers a conversation from a pipe as it should, turn by turn"
+awk -F '\t' '$1 == 1 { print $3 }' "$tmp/all" >"$tmp/in"
+run "$perch" chat "${model[@]}" <"$tmp/in"
+same "the exit code" 0 "$code"
+same "stderr" "" "$err"
+same "the answers" "$(awk -F '\t' '$1 == 1 { print $4 }' "$tmp/all")" "$out"
+
+t "batch answers all conversations at once over three slots, each turn behind the others' turns"
+sort -t "$(printf '\t')" -k 2,2n -k 1,1n "$tmp/all" |
+    awk -F '\t' '{ printf "{\"id\": \"%d.%d\", \"session\": %d, \"messages\": [{\"role\": \"user\", \"content\": \"%s\"}], \"max_tokens\": 64}\n", $1, $2, $1, $3 }' \
+        >"$tmp/in"
+run "$perch" batch "${model[@]}" --stats --json <"$tmp/in"
+same "the exit code" 0 "$code"
+same "the answers" "$(sort -t "$(printf '\t')" -k 2,2n -k 1,1n "$tmp/all" | cut -f 4)" "$(json text <<<"$out")"
+same "the reasons" eos "$(json finish_reason <<<"$out" | sort -u)"
+same "slots" 3 "$(json slots_total <<<"$err")"
+[ "$(json evictions <<<"$err")" -gt "$n_talks" ] || bad "too little was evicted: $err"
+tight=$(json tokens <<<"$out")
+
+t "with room for all, and in steps of any size, the tokens are the same"
+run "$perch" batch "${model[@]}" --stats --json cache.cache_max_entry_count="$n_talks" <"$tmp/in"
+same "the tokens" "$tight" "$(json tokens <<<"$out")"
+same "evictions" 0 "$(json evictions <<<"$err")"
+run "$perch" batch "${model[@]}" engine.max_step_tokens=40 parallel.threads=1 cache.cache_max_entry_count=1 <"$tmp/in"
+same "the tokens in the memory of one" "$tight" "$(json tokens <<<"$out")"
+
+t "bf16 answers as f32 does"
+run "$perch" batch "${model[@]}" model.dtype=bf16 <"$tmp/in"
+same "the answers" "$(sort -t "$(printf '\t')" -k 2,2n -k 1,1n "$tmp/all" | cut -f 4)" "$(json text <<<"$out")"
+
+finish
