@@ -251,7 +251,7 @@ float sampler_logprob(const float *logits, uint32_t vocab_size, int32_t token) {
 
 /* The n best of the row by insertion into a sorted list: n is at most 20; nearly all tokens fail the first test. */
 static void top_logprobs(const float *logits, uint32_t vocab_size, row_softmax row, uint32_t n, sampler_output *out) {
-    float best[SAMPLER_MAX_LOGPROBS];
+    float best[SAMPLER_MAX_LOGPROBS] = {0};
     uint32_t have = 0;
     n = n > vocab_size ? vocab_size : n;
     for (uint32_t token = 0; token < vocab_size; token++) {
