@@ -1,5 +1,6 @@
 /* load: what a checkpoint must hold, what loading costs, and what happens where it fails. */
 #include "engine/model/model_impl.h"
+#include "engine/model/rope.h"
 #include "engine/model/testing.h"
 #include "tests/support/reference_backend.h"
 
@@ -254,6 +255,28 @@ static void the_kv_layout_is_the_contract(void) {
     CU_ASSERT_EQUAL(layout.group_bytes, 2 * 2 * 2 * 16 * 16 * 2);
 }
 
+/* The table on the device has a row for every position, beyond the part that is made at once too. */
+static void the_rope_table_is_whole(void) {
+    enum { SESSION = 2500 };
+    model_config config = config_of("llama-bf16");
+    testing_model t;
+    config.rope = (rope_config){.kind = ROPE_DYNAMIC, .theta = 500, .factor = 2, .attention_factor = 1,
+                                .original_max_positions = 1000};
+    if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/llama-bf16"), SESSION, 1)) {
+        size_t n = (size_t)SESSION * config.head_dim;
+        float *want = malloc(n * sizeof *want), *have = malloc(n * sizeof *have);
+        double scratch[64];
+        CU_ASSERT_TRUE_FATAL(want && have && config.head_dim / 2 <= 64);
+        rope_table(&config.rope, config.head_dim, 0, SESSION, scratch, want);
+        CU_ASSERT_EQUAL(t.backend->download(t.device, have, t.model->workspace + t.model->at.rope, n * sizeof *have, NULL),
+                        PERCH_OK);
+        CU_ASSERT_EQUAL(memcmp(have, want, n * sizeof *have), 0);
+        free(want);
+        free(have);
+    }
+    testing_model_close(&t);
+}
+
 /* --------------------------------------------------------------- residency -- */
 
 static long peak_file_kib;
@@ -331,6 +354,18 @@ static void every_device_failure_is_reported_and_cleaned_up(void) {
         }
         CU_ASSERT_TRUE(n > 20 && n < 1000);
     }
+}
+
+/* Without logits to compute, a pass ends where the last layer's keys and values are written. */
+static void a_pass_without_logits_stops_at_the_cache(void) {
+    model_config config = config_of("qwen3-bias-f32");
+    testing_model t;
+    if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/qwen3-bias-f32"), 8, 8)) {
+        testing_counted.n_calls = 0;
+        (void)testing_model_step(&t, some_tokens, 0, 3, NULL, 0);
+        CU_ASSERT_EQUAL(testing_counted.n_calls, 6); /* embed, norm, qkv, 2 head norms, rope */
+    }
+    testing_model_close(&t);
 }
 
 static void every_failing_stage_of_a_forward_pass_is_reported(void) {
@@ -436,6 +471,47 @@ static void random_weights_depend_on_the_seed_alone(void) {
     free(bf16);
 }
 
+static double correlation(const float *a, const float *b, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        sum += (double)a[i] * (double)b[i];
+    }
+    return sum / (double)n / spread(a, n) / spread(b, n);
+}
+
+/* Rows, neighbours in a row, and matrices have nothing to do with one another, as far as n numbers can tell. */
+static void random_weights_are_random(void) {
+    enum { N = 4096 };
+    static const int32_t tokens[4] = {0, 1, 2, 64};
+    static float rows[2][4][N];
+    static double values[4][N]; /* the reference backend's activations */
+    model_config config = config_of("llama-bf16");
+    testing_model t;
+    config.hidden_size = N;
+    config.intermediate_size = 8;
+    if (testing_model_open(&t, kernels_reference(), KERNELS_F32, &config, NULL, 1, 1)) {
+        const kernels_weight *weights[2] = {t.model->embedding, t.model->head};
+        for (int w = 0; w < 2; w++) {
+            CU_ASSERT_EQUAL(t.backend->embed(t.device, weights[w], tokens, 4, values, NULL), PERCH_OK);
+            for (int r = 0; r < 4; r++) {
+                for (int i = 0; i < N; i++) {
+                    rows[w][r][i] = (float)values[r][i];
+                }
+            }
+            CU_ASSERT_DOUBLE_EQUAL(spread(rows[w][0], N), w ? 1 / sqrt(N) : 1, w ? 0.001 : 0.05);
+        }
+        const double most = 5 / sqrt(N);
+        for (int r = 1; r < 4; r++) {
+            CU_ASSERT_TRUE(fabs(correlation(rows[0][0], rows[0][r], N)) < most);
+            CU_ASSERT_TRUE(fabs(correlation(rows[0][r], rows[1][r], N)) < most);
+        }
+        for (int lag = 1; lag < 5; lag++) {
+            CU_ASSERT_TRUE(fabs(correlation(rows[0][0], rows[0][0] + lag, N - (size_t)lag)) < most);
+        }
+    }
+    testing_model_close(&t);
+}
+
 static void random_activations_stay_sane(void) {
     model_config config = config_of("llama-bf16");
     config.hidden_size = 128;
@@ -462,11 +538,14 @@ int main(int argc, char **argv) {
         {"the memory plan is what is allocated", the_memory_plan_is_what_is_allocated},
         {"a forward pass allocates nothing", a_forward_pass_allocates_nothing},
         {"the KV layout is the contract", the_kv_layout_is_the_contract},
+        {"the RoPE table is whole", the_rope_table_is_whole},
         {"the mapping is given back as it goes", the_mapping_is_given_back_as_it_goes},
         {"every device failure is reported and cleaned up", every_device_failure_is_reported_and_cleaned_up},
+        {"a pass without logits stops at the cache", a_pass_without_logits_stops_at_the_cache},
         {"every failing stage of a forward pass is reported", every_failing_stage_of_a_forward_pass_is_reported},
         {"progress runs from 0 to 1", progress_runs_from_0_to_1},
         {"random weights depend on the seed alone", random_weights_depend_on_the_seed_alone},
+        {"random weights are random", random_weights_are_random},
         {"random activations stay sane", random_activations_stay_sane},
     };
     return test_main("load", tests, sizeof tests / sizeof tests[0], argc, argv);
