@@ -1,6 +1,6 @@
 /* candidates: the filters keep exactly what sorting everything would keep, ties included. */
 #include "engine/candidates.h"
-#include "engine/sampler_reference.h"
+#include "engine/sampler_reference_testing.h"
 
 #include <math.h>
 #include <stdio.h>

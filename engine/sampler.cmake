@@ -1,5 +1,5 @@
 perch_sources(sampler.c candidates.c sampling_check.c philox.c stop.c)
-perch_unit_test(candidates_test candidates_test.c sampler_reference.c)
-perch_unit_test(sampler_test sampler_test.c sampler_reference.c)
+perch_unit_test(candidates_test candidates_test.c sampler_reference_testing.c)
+perch_unit_test(sampler_test sampler_test.c sampler_reference_testing.c)
 perch_unit_test(sampling_check_test sampling_check_test.c)
 perch_unit_test(stop_test stop_test.c)

@@ -1,7 +1,7 @@
 /* sampler: choices against a naive sampler, draws against exact probabilities, log-probabilities in long double. */
 #include "engine/sampler.h"
 
-#include "engine/sampler_reference.h"
+#include "engine/sampler_reference_testing.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /* sampler_reference: see the header. Written to be evidently right, not fast. */
-#include "engine/sampler_reference.h"
+#include "engine/sampler_reference_testing.h"
 
 #include <float.h>
 #include <math.h>
