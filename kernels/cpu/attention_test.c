@@ -242,7 +242,7 @@ static shape random_shape(test_rng *rng, uint32_t head_dim, bool bf16) {
 static void attention_on(const pair *p, test_rng *rng) {
     static const uint32_t head_dims[] = {2, 8, 16, 20, 32, 48, 64, 80, 96, 128, 160, 256};
     for (size_t i = 0; i < COUNT(head_dims); i++) {
-        for (uint64_t k = 0; k < test_scaled(2); k++) {
+        for (uint64_t k = 0; k < test_scaled(1); k++) {
             shape sh = random_shape(rng, head_dims[i], p->bf16);
             sequences_grow(p, &sh, rng);
         }
@@ -315,6 +315,21 @@ static void rope_on(const pair *p, test_rng *rng) {
 
 static void rope_rotates_and_writes_its_own_place_only(void) { pair_each(1, rope_on); }
 
+/* Which of n keys has the largest product with q, if by so much that nothing is left for the others: e^-12500 is 0. */
+static bool clear_maximum(const float *q, const float *keys, size_t stride, size_t n, size_t *best) {
+    double top = -1e30, second = -1e30;
+    for (size_t t = 0; t < n; t++) {
+        double score = 0;
+        for (size_t d = 0; d < 64; d++) {
+            score += (double)q[d] * (double)keys[t * stride + d];
+        }
+        second = score > top ? top : score > second ? score : second;
+        *best = score > top ? t : *best;
+        top = score > top ? score : top;
+    }
+    return top - second > 1e5;
+}
+
 /* Scores far apart: all weight goes to one position, exactly, and nothing overflows. */
 static void huge_scores_on(const pair *p, test_rng *rng) {
     shape sh = random_shape(rng, 64, p->bf16);
@@ -338,24 +353,20 @@ static void huge_scores_on(const pair *p, test_rng *rng) {
     st->batch = (kernels_batch){
         .n_tokens = 150, .n_rows = 1, .positions = st->positions, .token_row = st->token_row, .rows = st->rows};
     step_run(st, &c, &sh, table, qkv, out);
-    size_t wrong = 0;
-    for (size_t i = 0; i < (size_t)150 * width; i++) {
-        size_t head = i % width / 64, kv_head = head / (width / 64 / sh.attention.layout.n_kv_heads), best = 0;
-        const float *q = qkv + i / width * stride + head * 64;
-        double top = -1e30, second = -1e30;
-        for (size_t t = 0; t <= i / width; t++) {
-            double score = 0;
-            for (size_t d = 0; d < 64; d++) {
-                score += (double)q[d] * (double)qkv[t * stride + width + kv_head * 64 + d];
-            }
-            second = score > top ? top : score > second ? score : second;
-            best = score > top ? t : best;
-            top = score > top ? score : top;
+    size_t wrong = 0, checked = 0;
+    for (size_t i = 0; i < (size_t)150 * sh.attention.n_heads; i++) {
+        size_t t = i / sh.attention.n_heads, head = i % sh.attention.n_heads, best = 0;
+        size_t kv_head = head / (sh.attention.n_heads / sh.attention.layout.n_kv_heads);
+        if (!clear_maximum(qkv + t * stride + head * 64, qkv + width + kv_head * 64, stride, t + 1, &best)) {
+            continue;
         }
-        double want =
-            (double)qkv[best * stride + (size_t)width + (sh.attention.layout.n_kv_heads + kv_head) * 64 + i % 64];
-        wrong += top - second > 1e5 && out[i] != want; /* a weight of e^-12500 is 0 */
+        checked++;
+        for (size_t d = 0; d < 64; d++) {
+            float v = qkv[best * stride + (size_t)width + (sh.attention.layout.n_kv_heads + kv_head) * 64 + d];
+            wrong += out[i * 64 + d] != (double)v;
+        }
     }
+    CHECK_MSG(checked > (size_t)75 * sh.attention.n_heads, "only %zu queries have a clear maximum", checked);
     CHECK_MSG(wrong == 0, "%s bf16=%d: %zu values", p->isa, p->bf16, wrong);
     cache_close(&c, &sh);
     free(st);

@@ -12,7 +12,7 @@
 
 #define COUNT(a) (sizeof(a) / sizeof(a)[0])
 #define N_SEQUENCES 5u
-#define MAX_LENGTH 220u
+#define MAX_LENGTH 150u
 #define MAX_TOKENS (N_SEQUENCES * MAX_LENGTH)
 
 typedef struct spec {
@@ -212,7 +212,7 @@ static void layers_are_invariant(bool bf16) {
     uint64_t seed = test_seed(0x1de);
     static const uint32_t thread_counts[] = {1, 2, 3, 5};
     for (const char *const *isa = pair_isas(); *isa != NULL; isa++) {
-        for (uint64_t i = 0; i < test_scaled(6); i++) {
+        for (uint64_t i = 0; i < test_scaled(4); i++) {
             test_rng rng = {seed + i};
             spec sp;
             spec_make(&sp, &rng);

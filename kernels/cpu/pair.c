@@ -41,7 +41,7 @@ void pair_each(uint32_t n_threads, void (*test)(const pair *p, test_rng *rng)) {
             p.isa = *isa;
             kernels_config config = {.dtype = bf16 ? KERNELS_BF16 : KERNELS_F32};
             CHECK_OK(p.reference.b->open(&config, &p.reference.d, ERR));
-            test_rng rng = {seed};
+            test_rng rng = {seed++};
             test(&p, &rng);
             p.cpu.b->close(p.cpu.d);
             p.reference.b->close(p.reference.d);
