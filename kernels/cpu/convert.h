@@ -24,10 +24,9 @@ static inline float bf16_to_f32(uint16_t h) { return f32_from_bits((uint32_t)h <
 /* To nearest, ties to even; a value past the largest becomes infinity; a NaN stays one, quiet, its sign kept. */
 static inline uint16_t f32_to_bf16(float x) {
     uint32_t u = f32_bits(x);
-    if ((u & 0x7fffffffu) > 0x7f800000u) {
-        return (uint16_t)((u >> 16) | 0x40u);
-    }
-    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+    uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    uint32_t quiet = (u >> 16) | 0x40u;
+    return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
 /* Exact. A NaN keeps its payload and becomes quiet. */

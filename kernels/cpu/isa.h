@@ -11,6 +11,8 @@
 
 #include "kernels/kernels.h"
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "a word's low half is its first bf16 in memory");
+
 /* Outputs in a panel of a packed weight: words [k][CPU_PANEL]. */
 #define CPU_PANEL 64u
 /* Tokens of one gemm part, at most. */

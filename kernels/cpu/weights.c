@@ -9,8 +9,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-/* Inputs of a row that are converted at a time: one cache line of bf16. */
-#define PACK_INPUTS 32u
+/* Words of a row that are converted at a time: one cache line. */
+#define PACK_WORDS 16u
 
 static bool shape_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in, size_t *bytes) {
     size_t n_panels = ((size_t)n_out + CPU_PANEL - 1) / CPU_PANEL;
@@ -81,6 +81,7 @@ static size_t element_at(const kernels_weight *weight, bool bf16, size_t output,
 
 typedef struct pack {
     kernels_weight *weight;
+    const cpu_isa *isa;
     bool bf16;
     size_t first; /* rows [first, last) */
     size_t last;
@@ -88,45 +89,48 @@ typedef struct pack {
     const uint8_t *rows;
 } pack;
 
-static float source_value(kernels_dtype dtype, const uint8_t *at) {
-    if (dtype == KERNELS_F32) {
-        float x;
-        memcpy(&x, at, sizeof x);
-        return x;
-    }
-    uint16_t h;
-    memcpy(&h, at, sizeof h);
-    return dtype == KERNELS_F16 ? f16_to_f32(h) : bf16_to_f32(h);
-}
-
-/* One row's inputs [i0, i1). */
-static void pack_inputs(const pack *p, size_t row, size_t i0, size_t i1) {
-    const kernels_weight *weight = p->weight;
+/* Words [word, word + n_words) of one row, 0 behind its last input. */
+static void convert_words(const pack *p, size_t row, size_t word, size_t n_words, uint32_t *words) {
+    size_t in_word = p->bf16 ? 2 : 1, first = word * in_word, n_in = p->weight->n_in;
+    size_t n = n_in - first < n_words * in_word ? n_in - first : n_words * in_word;
     size_t source_bytes = p->dtype == KERNELS_F32 ? 4 : 2;
-    const uint8_t *from = p->rows + ((row - p->first) * weight->n_in + i0) * source_bytes;
-    if (p->bf16) {
-        uint16_t *to = weight->region.data;
-        for (size_t i = i0; i < i1; i++, from += source_bytes) {
-            to[element_at(weight, true, row, i)] = f32_to_bf16(source_value(p->dtype, from));
-        }
+    const uint8_t *from = p->rows + ((row - p->first) * n_in + first) * source_bytes;
+    float values[PACK_WORDS * 2];
+    uint16_t halves[PACK_WORDS * 2];
+    if (p->dtype == KERNELS_F32) {
+        memcpy(values, from, n * sizeof values[0]);
     } else {
-        float *to = weight->region.data;
-        for (size_t i = i0; i < i1; i++, from += source_bytes) {
-            to[element_at(weight, false, row, i)] = source_value(p->dtype, from);
+        memcpy(halves, from, n * sizeof halves[0]);
+        for (size_t i = 0; i < n; i++) {
+            values[i] = p->dtype == KERNELS_F16 ? f16_to_f32(halves[i]) : bf16_to_f32(halves[i]);
         }
+    }
+    if (p->bf16) {
+        p->isa->round_bf16(values, n, words);
+    } else {
+        memcpy(words, values, n * sizeof values[0]);
     }
 }
 
 static void pack_panel(void *context, size_t task, uint32_t thread) {
     (void)thread;
     const pack *p = context;
+    const kernels_weight *weight = p->weight;
     size_t panel = p->first / CPU_PANEL + task;
     size_t first = panel * CPU_PANEL > p->first ? panel * CPU_PANEL : p->first;
     size_t last = (panel + 1) * CPU_PANEL < p->last ? (panel + 1) * CPU_PANEL : p->last;
-    for (size_t i0 = 0; i0 < p->weight->n_in; i0 += PACK_INPUTS) {
-        size_t i1 = i0 + PACK_INPUTS < p->weight->n_in ? i0 + PACK_INPUTS : p->weight->n_in;
+    uint32_t *words = (uint32_t *)weight->region.data + panel * weight->n_words * CPU_PANEL;
+    uint32_t tile[CPU_PANEL][PACK_WORDS];
+    for (size_t word = 0; word < weight->n_words; word += PACK_WORDS) {
+        size_t n_words = weight->n_words - word < PACK_WORDS ? weight->n_words - word : PACK_WORDS;
         for (size_t row = first; row < last; row++) {
-            pack_inputs(p, row, i0, i1);
+            convert_words(p, row, word, n_words, tile[row - first]);
+        }
+        for (size_t k = 0; k < n_words; k++) {
+            uint32_t *to = words + (word + k) * CPU_PANEL + first % CPU_PANEL;
+            for (size_t row = 0; row < last - first; row++) {
+                to[row] = tile[row][k];
+            }
         }
     }
 }
@@ -140,7 +144,7 @@ perch_status cpu_weight_set_rows(kernels_device *device, kernels_weight *weight,
     if (n == 0) {
         return PERCH_OK;
     }
-    pack p = {weight, device->bf16, first, (size_t)first + n, dtype, rows};
+    pack p = {weight, device->isa, device->bf16, first, (size_t)first + n, dtype, rows};
     cpu_pool_run(device->pool, (p.last - 1) / CPU_PANEL - p.first / CPU_PANEL + 1, pack_panel, &p);
     return PERCH_OK;
 }
