@@ -6,6 +6,7 @@
 #include "tool.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -49,6 +50,22 @@ perch_status text_add(struct text *text, const char *data, size_t n_bytes, perch
     }
     text->n_bytes += n_bytes;
     text->data[text->n_bytes] = '\0';
+    return PERCH_OK;
+}
+
+perch_status text_addf(struct text *text, perch_error *err, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n_bytes = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    perch_status status = n_bytes >= 0 ? text_reserve(text, (size_t)n_bytes, err) : tool_nomem(err);
+    if (status != PERCH_OK) {
+        return status;
+    }
+    va_start(args, format);
+    vsnprintf(text->data + text->n_bytes, (size_t)n_bytes + 1, format, args);
+    va_end(args);
+    text->n_bytes += (size_t)n_bytes;
     return PERCH_OK;
 }
 

@@ -26,6 +26,8 @@ struct tokens {
 perch_status grow(void **array, size_t *cap, size_t need, size_t element_bytes, perch_error *err);
 
 perch_status text_add(struct text *text, const char *data, size_t n_bytes, perch_error *err);
+perch_status text_addf(struct text *text, perch_error *err, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 void text_free(struct text *text);
 
 perch_status tokens_add(struct tokens *tokens, const int32_t *ids, size_t n, perch_error *err);
