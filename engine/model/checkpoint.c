@@ -113,8 +113,9 @@ static perch_status list_files(const jv *weight_map, const char *path, checkpoin
         const jv *file = &weight_map->as.children[i];
         const char *name = jv_string(file);
         if (!name || !is_plain_name(name)) {
-            return err_set(err, PERCH_E_FORMAT, "%s: weight_map: %.128s: \"%.128s\" is not the name of a file beside it",
-                           path, file->key, name ? name : "");
+            return err_set(err, PERCH_E_FORMAT,
+                           "%s: weight_map: %.128s: \"%.128s\" is not the name of a file beside it", path, file->key,
+                           name ? name : "");
         }
         c->file_names[i] = name;
     }

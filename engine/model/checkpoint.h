@@ -13,7 +13,7 @@ typedef struct checkpoint_tensor {
 typedef struct checkpoint {
     checkpoint_tensor *tensors; /* [n_tensors] by name */
     size_t n_tensors;
-    safetensors *files; /* [n_files] */
+    safetensors *files;      /* [n_files] */
     const char **file_names; /* [n_files] within the directory */
     size_t n_files;
     jv_doc index; /* of a sharded one: holds the names */

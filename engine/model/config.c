@@ -20,30 +20,83 @@
 #define DEFAULT_WINDOW_LAYERS 28u /* Qwen2/3: max_window_layers */
 
 static const char *const used_keys[] = {
-    "architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps", "hidden_act",
-    "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "torch_dtype", "dtype", "bos_token_id",
-    "eos_token_id", "quantization_config",
+    "architectures",
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "hidden_act",
+    "tie_word_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "torch_dtype",
+    "dtype",
+    "bos_token_id",
+    "eos_token_id",
+    "quantization_config",
     /* one value only */
-    "partial_rotary_factor", "pretraining_tp",
+    "partial_rotary_factor",
+    "pretraining_tp",
     /* read with rope_scaling where its kind has a use for it; transformers reads it nowhere else */
-    "original_max_position_embeddings", NULL,
+    "original_max_position_embeddings",
+    NULL,
 };
 
 static const char *const harmless_keys[] = {
     /* training */
-    "initializer_range", "attention_dropout", "hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob",
-    "resid_pdrop", "embd_pdrop", "attn_pdrop", "gradient_checkpointing", "neftune_noise_alpha", "use_bfloat16",
+    "initializer_range",
+    "attention_dropout",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "gradient_checkpointing",
+    "neftune_noise_alpha",
+    "use_bfloat16",
     /* how transformers computes and what it returns */
-    "use_cache", "attn_implementation", "chunk_size_feed_forward", "output_attentions", "output_hidden_states",
-    "return_dict", "torchscript", "tf_legacy_loss", "keys_to_ignore_at_inference",
+    "use_cache",
+    "attn_implementation",
+    "chunk_size_feed_forward",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torchscript",
+    "tf_legacy_loss",
+    "keys_to_ignore_at_inference",
     /* where it comes from, and other tools' notes */
-    "transformers_version", "name_or_path", "model_max_length", "max_sequence_length", "is_llama_config",
-    "transformers.js_config", "unsloth_fixed", "unsloth_version",
+    "transformers_version",
+    "name_or_path",
+    "model_max_length",
+    "max_sequence_length",
+    "is_llama_config",
+    "transformers.js_config",
+    "unsloth_fixed",
+    "unsloth_version",
     /* tokens and labels that a causal language model's forward pass never sees */
-    "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "decoder_start_token_id",
-    "tokenizer_class", "prefix", "finetuning_task", "task_specific_params", "problem_type", "id2label", "label2id",
-    "is_decoder", NULL,
+    "pad_token_id",
+    "unk_token_id",
+    "sep_token_id",
+    "cls_token_id",
+    "mask_token_id",
+    "decoder_start_token_id",
+    "tokenizer_class",
+    "prefix",
+    "finetuning_task",
+    "task_specific_params",
+    "problem_type",
+    "id2label",
+    "label2id",
+    "is_decoder",
+    NULL,
 };
 
 static const char *const llama_keys[] = {"attention_bias", "mlp_bias", NULL};
@@ -96,7 +149,8 @@ static perch_status read_arch(const fields *f, model_arch *out) {
         return err_set(f->err, PERCH_E_FORMAT, "%s: architectures is missing", f->where);
     }
     for (size_t i = 0; i < sizeof arches / sizeof arches[0]; i++) {
-        if (class_name ? strcmp(class_name, arches[i].class_name) == 0 : strcmp(model_type, arches[i].model_type) == 0) {
+        if (class_name ? strcmp(class_name, arches[i].class_name) == 0
+                       : strcmp(model_type, arches[i].model_type) == 0) {
             if (model_type && strcmp(model_type, arches[i].model_type) != 0) {
                 return err_set(f->err, PERCH_E_UNSUPPORTED, "%s: model_type: \"%.64s\" does not belong to %s", f->where,
                                model_type, arches[i].class_name);
@@ -122,8 +176,8 @@ static perch_status check_unsupported(const fields *f, model_arch arch) {
         return status;
     }
     if (strcmp(activation, "silu") != 0 && strcmp(activation, "swish") != 0) {
-        return err_set(f->err, PERCH_E_UNSUPPORTED, "%s: hidden_act: \"%.64s\" is not supported (only silu is)", f->where,
-                       activation);
+        return err_set(f->err, PERCH_E_UNSUPPORTED, "%s: hidden_act: \"%.64s\" is not supported (only silu is)",
+                       f->where, activation);
     }
     if ((status = field_only_number(f, "partial_rotary_factor", 1)) != PERCH_OK ||
         (status = field_only_number(f, "pretraining_tp", 1)) != PERCH_OK) {
@@ -199,7 +253,8 @@ static perch_status read_biases(const fields *f, model_config *out) {
         status = field_bool(f, "tie_word_embeddings", &out->tied_embeddings);
     }
     if (status == PERCH_OK && out->arch == MODEL_QWEN2 && !attention_bias) {
-        status = err_set(f->err, PERCH_E_UNSUPPORTED, "%s: attention_bias: a Qwen2 without it is not supported", f->where);
+        status =
+            err_set(f->err, PERCH_E_UNSUPPORTED, "%s: attention_bias: a Qwen2 without it is not supported", f->where);
     }
     out->attention_bias = attention_bias;
     out->output_bias = attention_bias && out->arch != MODEL_QWEN2;
@@ -220,8 +275,8 @@ static perch_status read_layer_types(const fields *f, model_config *out) {
             out->windowed[l / 64] |= (uint64_t)1 << (l % 64);
         } else if (!type || strcmp(type, "full_attention") != 0) {
             return err_set(f->err, PERCH_E_UNSUPPORTED,
-                           "%s: layer_types[%u]: \"%.64s\" is neither full_attention nor sliding_attention", f->where, l,
-                           type ? type : "");
+                           "%s: layer_types[%u]: \"%.64s\" is neither full_attention nor sliding_attention", f->where,
+                           l, type ? type : "");
         }
         if (type[0] == 's' && out->window == 0) {
             return err_set(f->err, PERCH_E_FORMAT, "%s: layer_types[%u]: sliding_attention without a sliding_window",
@@ -267,8 +322,9 @@ static perch_status read_dtype(const fields *f, model_config *out, bool *is_know
     *is_known = strcmp(name, "auto") != 0;
     out->stored_f32 = strcmp(name, "float32") == 0;
     if (*is_known && !out->stored_f32 && strcmp(name, "bfloat16") != 0 && strcmp(name, "float16") != 0) {
-        return err_set(f->err, PERCH_E_UNSUPPORTED, "%s: %s: \"%.64s\" is not supported (float32, float16, bfloat16 are)",
-                       f->where, field_is_set(f, "dtype") ? "dtype" : "torch_dtype", name);
+        return err_set(f->err, PERCH_E_UNSUPPORTED,
+                       "%s: %s: \"%.64s\" is not supported (float32, float16, bfloat16 are)", f->where,
+                       field_is_set(f, "dtype") ? "dtype" : "torch_dtype", name);
     }
     return PERCH_OK;
 }
@@ -338,7 +394,8 @@ done:
 perch_status model_config_parse(const char *json, size_t n_bytes, const char *generation, size_t n_generation_bytes,
                                 const char *name, model_config *out, perch_error *err) {
     bool dtype_is_known;
-    return parse(json, n_bytes, generation, n_generation_bytes, name, "generation_config.json", out, &dtype_is_known, err);
+    return parse(json, n_bytes, generation, n_generation_bytes, name, "generation_config.json", out, &dtype_is_known,
+                 err);
 }
 
 static perch_status join_path(const char *dir, const char *file, char path[PERCH_PATH_CAP + 64], perch_error *err) {

@@ -17,9 +17,9 @@ typedef struct rope_config {
     double factor;
     double low_freq_factor, high_freq_factor; /* llama3 */
     double beta_fast, beta_slow;              /* yarn */
-    double attention_factor;                  /* yarn: multiplies cos and sin; already derived where config.json is silent */
-    bool truncate;                            /* yarn */
-    uint32_t original_max_positions;          /* llama3, yarn, dynamic */
+    double attention_factor;         /* yarn: multiplies cos and sin; already derived where config.json is silent */
+    bool truncate;                   /* yarn */
+    uint32_t original_max_positions; /* llama3, yarn, dynamic */
 } rope_config;
 
 typedef struct model_config {
@@ -31,7 +31,8 @@ typedef struct model_config {
     uint32_t hidden_size;
     uint32_t intermediate_size;
     uint32_t vocab_size;
-    uint32_t max_positions; /* max_position_embeddings, stretched where RoPE scaling extends it: what a text may reach */
+    uint32_t
+        max_positions; /* max_position_embeddings, stretched where RoPE scaling extends it: what a text may reach */
     float rms_eps;
     rope_config rope;
     bool attention_bias; /* q, k, v have biases (Qwen2; Llama with attention_bias also has one on o) */
@@ -39,10 +40,10 @@ typedef struct model_config {
     bool mlp_bias;
     bool qk_norm; /* Qwen3 */
     bool tied_embeddings;
-    uint32_t window;             /* sliding window in tokens, 0 = none in any layer */
+    uint32_t window;                          /* sliding window in tokens, 0 = none in any layer */
     uint64_t windowed[MODEL_MAX_LAYERS / 64]; /* bit l: layer l has the window; ask model_layer_window */
-    int32_t bos;                 /* -1 = none */
-    int32_t eos[MODEL_MAX_EOS];  /* config.json and generation_config.json together */
+    int32_t bos;                              /* -1 = none */
+    int32_t eos[MODEL_MAX_EOS];               /* config.json and generation_config.json together */
     uint32_t n_eos;
     bool stored_f32; /* torch_dtype (or dtype) is float32 */
     /* generation_config.json; NaN / -1 where it has none. temperature is 0 where do_sample is false or absent */

@@ -11,38 +11,86 @@
 /* Read below, or without influence on which token is chosen (lengths, speed, output, speculation that is exact). */
 const char *const config_generation_keys[] = {
     /* used */
-    "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "bos_token_id",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "bos_token_id",
     "eos_token_id",
     /* one value only, checked below */
-    "num_beams", "num_beam_groups", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty", "diversity_penalty", "epsilon_cutoff", "eta_cutoff", "penalty_alpha",
+    "num_beams",
+    "num_beam_groups",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "diversity_penalty",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "penalty_alpha",
     "guidance_scale",
     /* harmless: the request's own business */
-    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "num_return_sequences",
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "min_new_tokens",
+    "max_time",
+    "num_return_sequences",
     /* harmless: beams alone read them */
-    "length_penalty", "early_stopping", "low_memory",
+    "length_penalty",
+    "early_stopping",
+    "low_memory",
     /* harmless: how it is computed, cached, guessed ahead or shown */
-    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "renormalize_logits", "remove_invalid_values",
-    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
-    "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
-    "prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind",
-    "target_lookbehind", "compile_config", "disable_compile", "continuous_batching_config", "prefill_chunk_size",
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "max_cache_len",
+    "renormalize_logits",
+    "remove_invalid_values",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "output_logits",
+    "return_dict_in_generate",
+    "is_assistant",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
+    "prompt_lookup_num_tokens",
+    "max_matching_ngram_size",
+    "assistant_early_exit",
+    "assistant_lookbehind",
+    "target_lookbehind",
+    "compile_config",
+    "disable_compile",
+    "continuous_batching_config",
+    "prefill_chunk_size",
     "transformers_version",
     /* harmless: padding never enters a packed batch; an encoder there is none */
-    "pad_token_id", "decoder_start_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
     /* harmless: what some chat models keep for their own chat scripts */
-    "chat_format", "max_window_size", NULL,
+    "chat_format",
+    "max_window_size",
+    NULL,
 };
 
 static const struct {
     const char *key;
     double only;
 } only_numbers[] = {
-    {"num_beams", 1},        {"num_beam_groups", 1},
-    {"no_repeat_ngram_size", 0}, {"encoder_no_repeat_ngram_size", 0},
-    {"encoder_repetition_penalty", 1}, {"diversity_penalty", 0},
-    {"epsilon_cutoff", 0},   {"eta_cutoff", 0},
-    {"penalty_alpha", 0},    {"guidance_scale", 1},
+    {"num_beams", 1},
+    {"num_beam_groups", 1},
+    {"no_repeat_ngram_size", 0},
+    {"encoder_no_repeat_ngram_size", 0},
+    {"encoder_repetition_penalty", 1},
+    {"diversity_penalty", 0},
+    {"epsilon_cutoff", 0},
+    {"eta_cutoff", 0},
+    {"penalty_alpha", 0},
+    {"guidance_scale", 1},
 };
 
 perch_status config_generation_read(const fields *f, model_config *out) {
@@ -97,7 +145,7 @@ perch_status config_token_ids_read(const fields *f, model_config *out) {
         for (uint32_t i = 0; i < eos->n && status == PERCH_OK; i++) {
             status = add_eos(f, &eos->as.children[i], out);
         }
-    } else if (field_is_set(f, "eos_token_id")) {
+    } else if (eos && eos->type != JV_NULL) {
         status = add_eos(f, eos, out);
     }
     int32_t bos = -1;

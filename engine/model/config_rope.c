@@ -16,15 +16,16 @@ static const char *const linear_keys[] = {"factor", NULL};
 static const char *const dynamic_keys[] = {"factor", "original_max_position_embeddings", NULL};
 static const char *const llama3_keys[] = {"factor", "low_freq_factor", "high_freq_factor",
                                           "original_max_position_embeddings", NULL};
-static const char *const yarn_keys[] = {"factor", "beta_fast", "beta_slow", "attention_factor", "mscale",
-                                        "mscale_all_dim", "truncate", "original_max_position_embeddings", NULL};
+static const char *const yarn_keys[] = {"factor", "beta_fast",      "beta_slow", "attention_factor",
+                                        "mscale", "mscale_all_dim", "truncate",  "original_max_position_embeddings",
+                                        NULL};
 
 static const struct {
     const char *name;
     rope_kind kind;
     const char *const *keys;
 } kinds[] = {
-    {"default", ROPE_NONE, no_keys},       {"linear", ROPE_LINEAR, linear_keys}, {"dynamic", ROPE_DYNAMIC, dynamic_keys},
+    {"default", ROPE_NONE, no_keys},      {"linear", ROPE_LINEAR, linear_keys}, {"dynamic", ROPE_DYNAMIC, dynamic_keys},
     {"llama3", ROPE_LLAMA3, llama3_keys}, {"yarn", ROPE_YARN, yarn_keys},
 };
 
@@ -94,8 +95,8 @@ static perch_status read_llama3(const fields *f, rope_config *out) {
         }
     }
     if (out->high_freq_factor <= out->low_freq_factor) {
-        return err_set(f->err, PERCH_E_FORMAT, "%s: high_freq_factor: %g is not more than low_freq_factor, %g", f->where,
-                       out->high_freq_factor, out->low_freq_factor);
+        return err_set(f->err, PERCH_E_FORMAT, "%s: high_freq_factor: %g is not more than low_freq_factor, %g",
+                       f->where, out->high_freq_factor, out->low_freq_factor);
     }
     return PERCH_OK;
 }

@@ -9,9 +9,11 @@
 #include <string.h>
 
 static const char base_json[] =
-    "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": 64, \"intermediate_size\": 96,"
+    "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": 64, "
+    "\"intermediate_size\": 96,"
     " \"num_hidden_layers\": 3, \"num_attention_heads\": 8, \"num_key_value_heads\": 4, \"vocab_size\": 128,"
-    " \"max_position_embeddings\": 256, \"rms_norm_eps\": 1e-5, \"torch_dtype\": \"bfloat16\", \"hidden_act\": \"silu\"}";
+    " \"max_position_embeddings\": 256, \"rms_norm_eps\": 1e-5, \"torch_dtype\": \"bfloat16\", \"hidden_act\": "
+    "\"silu\"}";
 
 /*
  * The base with fields replaced: patch is the inside of a JSON object; a value of "..." removes the key.
@@ -47,8 +49,8 @@ static perch_status load(const char *arch, const char *patch, const char *genera
     }
     char *json = json_dumps(root, 0);
     *err = (perch_error){0};
-    perch_status status = model_config_parse(json, strlen(json), generation, generation ? strlen(generation) : 0,
-                                             "the config", out, err);
+    perch_status status =
+        model_config_parse(json, strlen(json), generation, generation ? strlen(generation) : 0, "the config", out, err);
     free(json);
     json_decref(changes);
     json_decref(root);
@@ -69,8 +71,8 @@ static void refuse(const char *arch, const char *patch, perch_status want, const
     perch_error err;
     perch_status status = load(arch, patch, NULL, &config, &err);
     CHECK_MSG(status == want && err.status == want, "%s with %s: %s", arch, patch, perch_status_name(status));
-    CHECK_MSG(strstr(err.message, says) != NULL && strncmp(err.message, "the config", 10) == 0, "%s with %s: \"%s\"", arch,
-              patch, err.message);
+    CHECK_MSG(strstr(err.message, says) != NULL && strncmp(err.message, "the config", 10) == 0, "%s with %s: \"%s\"",
+              arch, patch, err.message);
 }
 
 static bool near(double a, double b) { return fabs(a - b) <= 1e-12 * fabs(b); }
@@ -126,8 +128,8 @@ static void biases_belong_to_architectures(void) {
 }
 
 static void ranges_are_checked(void) {
-    static const char *const required[] = {"hidden_size", "intermediate_size", "num_hidden_layers",
-                                           "num_attention_heads", "vocab_size", "max_position_embeddings"};
+    static const char *const required[] = {"hidden_size",         "intermediate_size", "num_hidden_layers",
+                                           "num_attention_heads", "vocab_size",        "max_position_embeddings"};
     static const char *const bad[] = {"0", "-1", "4294967296", "9223372036854775807", "2.0", "\"8\"", "[8]", "true"};
     char patch[128];
     for (size_t i = 0; i < sizeof required / sizeof required[0]; i++) {
@@ -166,7 +168,8 @@ static void other_architectures_are_named(void) {
     refuse("llama", "\"architectures\": \"...\", \"model_type\": \"...\"", PERCH_E_FORMAT, "architectures is missing");
     refuse("llama", "\"model_type\": \"mistral\"", PERCH_E_UNSUPPORTED, "model_type: \"mistral\"");
     refuse("llama", "\"architectures\": []", PERCH_E_FORMAT, "architectures");
-    refuse("llama", "\"architectures\": [\"LlamaForCausalLM\", \"MistralForCausalLM\"]", PERCH_E_FORMAT, "architectures");
+    refuse("llama", "\"architectures\": [\"LlamaForCausalLM\", \"MistralForCausalLM\"]", PERCH_E_FORMAT,
+           "architectures");
     refuse("llama", "\"architectures\": [7]", PERCH_E_FORMAT, "architectures");
 }
 
@@ -178,7 +181,8 @@ static void fields_that_would_change_the_result_are_named(void) {
     (void)accept("llama", "\"partial_rotary_factor\": 1.0");
     refuse("llama", "\"pretraining_tp\": 2", PERCH_E_UNSUPPORTED, "pretraining_tp: 2");
     (void)accept("llama", "\"pretraining_tp\": 1");
-    refuse("llama", "\"quantization_config\": {\"quant_method\": \"gptq\"}", PERCH_E_UNSUPPORTED, "quantization_config");
+    refuse("llama", "\"quantization_config\": {\"quant_method\": \"gptq\"}", PERCH_E_UNSUPPORTED,
+           "quantization_config");
     refuse("llama", "\"attn_logit_softcapping\": 50.0", PERCH_E_UNSUPPORTED, "attn_logit_softcapping");
     refuse("llama", "\"final_logit_softcapping\": 30.0", PERCH_E_UNSUPPORTED, "final_logit_softcapping");
     refuse("llama", "\"embedding_multiplier\": 12", PERCH_E_UNSUPPORTED, "embedding_multiplier");
@@ -203,7 +207,8 @@ static void fields_that_say_nothing_are_harmless(void) {
 }
 
 static void malformed_json_is_refused(void) {
-    static const char *const bad[] = {"", "{", "[]", "7", "{\"a\": 1} x", "{\"a\": 1, \"a\": 2}", "{\"a\": 1e999}", "\xff"};
+    static const char *const bad[] = {"",    "{", "[]", "7", "{\"a\": 1} x", "{\"a\": 1, \"a\": 2}", "{\"a\": 1e999}",
+                                      "\xff"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         model_config config;
         perch_error err = {0};
@@ -222,23 +227,26 @@ static void windows_are_layer_by_layer(void) {
     c = accept("mistral", "\"sliding_window\": null");
     CU_ASSERT_EQUAL(model_layer_window(&c, 0), 0);
     c = accept("mistral", "\"sliding_window\": 32, \"num_hidden_layers\": 70");
-    CU_ASSERT_TRUE(model_layer_window(&c, 0) == 32 && model_layer_window(&c, 64) == 32 && model_layer_window(&c, 69) == 32);
+    CU_ASSERT_TRUE(model_layer_window(&c, 0) == 32 && model_layer_window(&c, 64) == 32 &&
+                   model_layer_window(&c, 69) == 32);
     c = accept("qwen2", "\"sliding_window\": 32, \"max_window_layers\": 1");
     CU_ASSERT_TRUE(c.window == 0 && model_layer_window(&c, 2) == 0);
     c = accept("qwen2", "\"use_sliding_window\": true, \"sliding_window\": 32, \"max_window_layers\": 1");
-    CU_ASSERT_TRUE(model_layer_window(&c, 0) == 0 && model_layer_window(&c, 1) == 32 && model_layer_window(&c, 2) == 32);
+    CU_ASSERT_TRUE(model_layer_window(&c, 0) == 0 && model_layer_window(&c, 1) == 32 &&
+                   model_layer_window(&c, 2) == 32);
     c = accept("qwen3", "\"use_sliding_window\": true, \"sliding_window\": 32");
     CU_ASSERT_EQUAL(model_layer_window(&c, 2), 0); /* max_window_layers is 28 */
     c = accept("qwen3", "\"use_sliding_window\": true, \"max_window_layers\": 0");
     CU_ASSERT_EQUAL(model_layer_window(&c, 0), 4096);
-    c = accept("qwen2", "\"use_sliding_window\": true, \"sliding_window\": 32, \"max_window_layers\": 0, \"layer_types\":"
-                        "[\"full_attention\", \"sliding_attention\", \"full_attention\"]");
+    c = accept("qwen2",
+               "\"use_sliding_window\": true, \"sliding_window\": 32, \"max_window_layers\": 0, \"layer_types\":"
+               "[\"full_attention\", \"sliding_attention\", \"full_attention\"]");
     CU_ASSERT_TRUE(model_layer_window(&c, 0) == 0 && model_layer_window(&c, 1) == 32 && model_layer_window(&c, 2) == 0);
     refuse("qwen2", "\"layer_types\": [\"full_attention\", \"sliding_attention\", \"full_attention\"]", PERCH_E_FORMAT,
            "layer_types[1]: sliding_attention without a sliding_window");
     refuse("qwen2", "\"layer_types\": [\"full_attention\"]", PERCH_E_FORMAT, "layer_types: must be a list of 3");
-    refuse("qwen2", "\"layer_types\": [\"full_attention\", \"full_attention\", \"linear_attention\"]", PERCH_E_UNSUPPORTED,
-           "layer_types[2]: \"linear_attention\"");
+    refuse("qwen2", "\"layer_types\": [\"full_attention\", \"full_attention\", \"linear_attention\"]",
+           PERCH_E_UNSUPPORTED, "layer_types[2]: \"linear_attention\"");
     refuse("mistral", "\"layer_types\": [\"sliding_attention\", \"full_attention\", \"sliding_attention\"]",
            PERCH_E_UNSUPPORTED, "layer_types[1]");
     refuse("mistral", "\"sliding_window\": 0", PERCH_E_FORMAT, "sliding_window: 0");
@@ -252,21 +260,26 @@ static void windows_are_layer_by_layer(void) {
 static void rope_kinds_are_taken_in_both_spellings(void) {
     rope_config r = accept("llama", "\"rope_theta\": 5e5, \"rope_scaling\": null").rope;
     CU_ASSERT_TRUE(r.kind == ROPE_NONE && near(r.theta, 5e5) && near(r.attention_factor, 1));
-    r = accept("llama", "\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 1e6}, \"rope_theta\": 7").rope;
+    r = accept("llama", "\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 1e6}, \"rope_theta\": 7")
+            .rope;
     CU_ASSERT_TRUE(r.kind == ROPE_NONE && near(r.theta, 1e6));
     r = SCALED("llama", "\"type\": \"linear\", \"factor\": 4");
     CU_ASSERT_TRUE(r.kind == ROPE_LINEAR && near(r.factor, 4));
     r = SCALED("llama", "\"rope_type\": \"dynamic\", \"factor\": 2.0, \"original_max_position_embeddings\": 256");
     CU_ASSERT_TRUE(r.kind == ROPE_DYNAMIC && near(r.factor, 2) && r.original_max_positions == 256);
-    r = SCALED("llama", "\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0,"
-                        "\"original_max_position_embeddings\": 64");
+    r = SCALED("llama",
+               "\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0,"
+               "\"original_max_position_embeddings\": 64");
     CU_ASSERT_TRUE(r.kind == ROPE_LLAMA3 && near(r.factor, 8) && near(r.low_freq_factor, 1) &&
                    near(r.high_freq_factor, 4) && r.original_max_positions == 64);
-    r = accept("llama", "\"original_max_position_embeddings\": 32, \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\":"
-                        " 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4}").rope;
+    r = accept("llama",
+               "\"original_max_position_embeddings\": 32, \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\":"
+               " 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4}")
+            .rope;
     CU_ASSERT_EQUAL(r.original_max_positions, 32);
     r = accept("qwen3", "\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2, \"rope_theta\": 3e4},"
-                        "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.0, \"rope_theta\": 3e4}").rope;
+                        "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.0, \"rope_theta\": 3e4}")
+            .rope;
     CU_ASSERT_TRUE(r.kind == ROPE_LINEAR && near(r.theta, 3e4));
     CU_ASSERT_EQUAL(SCALED("llama", "").kind, ROPE_NONE);
 }
@@ -275,7 +288,9 @@ static void yarn_derives_what_is_not_said(void) {
     rope_config r = SCALED("qwen2", "\"type\": \"yarn\", \"factor\": 4.0, \"original_max_position_embeddings\": 64");
     CU_ASSERT_TRUE(r.kind == ROPE_YARN && near(r.beta_fast, 32) && near(r.beta_slow, 1) && r.truncate);
     CU_ASSERT_TRUE(near(r.attention_factor, 0.1 * log(4) + 1));
-    r = SCALED("llama", "\"rope_type\": \"yarn\", \"factor\": 4.0, \"mscale\": 1.0, \"mscale_all_dim\": 0.5, \"truncate\": false");
+    r = SCALED(
+        "llama",
+        "\"rope_type\": \"yarn\", \"factor\": 4.0, \"mscale\": 1.0, \"mscale_all_dim\": 0.5, \"truncate\": false");
     CU_ASSERT_TRUE(near(r.attention_factor, (0.1 * log(4) + 1) / (0.05 * log(4) + 1)) && !r.truncate);
     CU_ASSERT_EQUAL(r.original_max_positions, 256);
     r = SCALED("llama", "\"rope_type\": \"yarn\", \"factor\": 4.0, \"mscale\": 1.0, \"mscale_all_dim\": 0");
@@ -309,20 +324,23 @@ static void texts_may_be_as_long_as_scaling_allows(void) {
 }
 
 static void rope_is_refused_by_name(void) {
-    NOT_SCALED(PERCH_E_UNSUPPORTED, "\"rope_type\": \"longrope\", \"factor\": 2", "rope_scaling: rope_type: \"longrope\"");
+    NOT_SCALED(PERCH_E_UNSUPPORTED, "\"rope_type\": \"longrope\", \"factor\": 2",
+               "rope_scaling: rope_type: \"longrope\"");
     NOT_SCALED(PERCH_E_UNSUPPORTED, "\"type\": \"su\", \"factor\": 2", "\"su\"");
     NOT_SCALED(PERCH_E_UNSUPPORTED, "\"type\": \"mrope\", \"mrope_section\": [1]", "\"mrope\"");
     NOT_SCALED(PERCH_E_UNSUPPORTED, "\"rope_type\": \"default\", \"mrope_section\": [1]", "mrope_section");
     NOT_SCALED(PERCH_E_UNSUPPORTED, "\"type\": \"yarn\", \"factor\": 2, \"finetuned\": true", "finetuned");
     NOT_SCALED(PERCH_E_UNSUPPORTED, "\"type\": \"linear\", \"factor\": 2, \"attention_factor\": 2", "attention_factor");
-    NOT_SCALED(PERCH_E_UNSUPPORTED, "\"rope_type\": \"default\", \"partial_rotary_factor\": 0.5", "partial_rotary_factor");
+    NOT_SCALED(PERCH_E_UNSUPPORTED, "\"rope_type\": \"default\", \"partial_rotary_factor\": 0.5",
+               "partial_rotary_factor");
     NOT_SCALED(PERCH_E_UNSUPPORTED, "\"full_attention\": {\"rope_type\": \"default\"}", "full_attention");
     NOT_SCALED(PERCH_E_FORMAT, "\"type\": \"yarn\", \"rope_type\": \"linear\", \"factor\": 2", "disagree");
     NOT_SCALED(PERCH_E_FORMAT, "\"type\": \"linear\"", "factor is missing");
     NOT_SCALED(PERCH_E_FORMAT, "\"type\": \"dynamic\", \"factor\": 0", "factor: 0");
     NOT_SCALED(PERCH_E_FORMAT, "\"type\": \"linear\", \"factor\": \"2\"", "factor: must be a number");
     NOT_SCALED(PERCH_E_FORMAT, "\"type\": 7", "type: must be a string");
-    NOT_SCALED(PERCH_E_FORMAT, "\"type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1", "high_freq_factor is missing");
+    NOT_SCALED(PERCH_E_FORMAT, "\"type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1",
+               "high_freq_factor is missing");
     NOT_SCALED(PERCH_E_FORMAT, "\"type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4, \"high_freq_factor\": 4",
                "high_freq_factor: 4");
     NOT_SCALED(PERCH_E_FORMAT, "\"type\": \"yarn\", \"factor\": 8, \"beta_fast\": 1, \"beta_slow\": 2", "beta_fast");
@@ -330,12 +348,16 @@ static void rope_is_refused_by_name(void) {
     NOT_SCALED(PERCH_E_FORMAT, "\"type\": \"default\", \"rope_theta\": 1", "rope_theta");
     NOT_SCALED(PERCH_E_UNSUPPORTED, "\"type\": \"dynamic\", \"factor\": 2, \"original_max_position_embeddings\": 128",
                "contradicts max_position_embeddings");
-    refuse("llama", "\"original_max_position_embeddings\": 32, \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2,"
-                    "\"original_max_position_embeddings\": 64}", PERCH_E_UNSUPPORTED, "original_max_position_embeddings");
+    refuse("llama",
+           "\"original_max_position_embeddings\": 32, \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2,"
+           "\"original_max_position_embeddings\": 64}",
+           PERCH_E_UNSUPPORTED, "original_max_position_embeddings");
     refuse("llama", "\"rope_scaling\": \"linear\"", PERCH_E_FORMAT, "rope_scaling: must be an object");
     refuse("llama", "\"rope_theta\": 0.5", PERCH_E_FORMAT, "rope_theta: 0.5");
-    refuse("llama", "\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2},"
-                    "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 3}", PERCH_E_FORMAT, "disagree");
+    refuse("llama",
+           "\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 2},"
+           "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 3}",
+           PERCH_E_FORMAT, "disagree");
     refuse("qwen3", "\"head_dim\": 2, \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}", PERCH_E_UNSUPPORTED,
            "head_dim");
 }
@@ -345,11 +367,14 @@ static void rope_is_refused_by_name(void) {
 static void generation_sets_the_defaults(void) {
     model_config c;
     perch_error err;
-    CU_ASSERT_EQUAL(load("qwen2", "\"eos_token_id\": 5",
-                         "{\"bos_token_id\": 3, \"eos_token_id\": [7, 5, 9, 9, 1000, -1], \"do_sample\": true, \"temperature\": 0.7,"
-                         "\"top_p\": 0.8, \"top_k\": 20, \"min_p\": 0.05, \"typical_p\": 0.9, \"repetition_penalty\": 1.05,"
-                         "\"transformers_version\": \"4.37.0\", \"max_new_tokens\": 2048, \"pad_token_id\": 3}",
-                         &c, &err), PERCH_OK);
+    CU_ASSERT_EQUAL(
+        load(
+            "qwen2", "\"eos_token_id\": 5",
+            "{\"bos_token_id\": 3, \"eos_token_id\": [7, 5, 9, 9, 1000, -1], \"do_sample\": true, \"temperature\": 0.7,"
+            "\"top_p\": 0.8, \"top_k\": 20, \"min_p\": 0.05, \"typical_p\": 0.9, \"repetition_penalty\": 1.05,"
+            "\"transformers_version\": \"4.37.0\", \"max_new_tokens\": 2048, \"pad_token_id\": 3}",
+            &c, &err),
+        PERCH_OK);
     CU_ASSERT_EQUAL(c.bos, 3);
     CU_ASSERT_TRUE(c.n_eos == 3 && c.eos[0] == 5 && c.eos[1] == 7 && c.eos[2] == 9);
     CU_ASSERT_TRUE(near(c.temperature, 0.7) && near(c.top_p, 0.8) && c.top_k == 20 && near(c.min_p, 0.05));
@@ -455,8 +480,8 @@ static void public_shapes_have_their_published_parameters(void) {
         uint64_t n_parameters;
         uint32_t max_positions;
     } shapes[] = {
-        {"configs/shapes/Llama-3.2-1B", 1235814400, 131072},  {"configs/shapes/Llama-3.1-8B", 8030261248, 131072},
-        {"configs/shapes/Llama-2-7B", 6738415616, 4096},      {"configs/shapes/Qwen2.5-7B", 7615616512, 131072},
+        {"configs/shapes/Llama-3.2-1B", 1235814400, 131072}, {"configs/shapes/Llama-3.1-8B", 8030261248, 131072},
+        {"configs/shapes/Llama-2-7B", 6738415616, 4096},     {"configs/shapes/Qwen2.5-7B", 7615616512, 131072},
         {"configs/shapes/Mistral-7B", 7241732096, 32768},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {

@@ -159,7 +159,8 @@ static perch_status read_all(int fd, const char *path, char *to, size_t n_bytes,
             continue;
         }
         if (n <= 0) {
-            return err_set(err, PERCH_E_IO, "%s: %s", path, n < 0 ? strerror(errno) : "became shorter while it was read");
+            return err_set(err, PERCH_E_IO, "%s: %s", path,
+                           n < 0 ? strerror(errno) : "became shorter while it was read");
         }
         at += (size_t)n;
     }

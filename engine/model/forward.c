@@ -29,13 +29,13 @@ perch_status model_forward(model *m, const kernels_batch *batch, const uint32_t 
     const uint32_t q_width = c->n_heads * c->head_dim;
     const uint32_t qkv_width = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
     const float *rope = (const float *)(const void *)(m->workspace + m->at.rope); /* [session_len][D / 2][2] */
-    void *x = m->workspace + m->at.x;             /* [T][hidden] */
-    void *normed = m->workspace + m->at.normed;   /* [T][hidden] */
-    void *qkv = m->workspace + m->at.qkv;         /* [T][Q + 2 KV] */
-    void *heads = m->workspace + m->at.heads;     /* [T][Q] */
-    void *gate_up = m->workspace + m->at.gate_up; /* [T][2 intermediate] */
-    void *gated = m->workspace + m->at.gated;     /* [T][intermediate] */
-    float *device_logits = (float *)(void *)(m->workspace + m->at.logits); /* [R][vocab] */
+    void *x = m->workspace + m->at.x;                                             /* [T][hidden] */
+    void *normed = m->workspace + m->at.normed;                                   /* [T][hidden] */
+    void *qkv = m->workspace + m->at.qkv;                                         /* [T][Q + 2 KV] */
+    void *heads = m->workspace + m->at.heads;                                     /* [T][Q] */
+    void *gate_up = m->workspace + m->at.gate_up;                                 /* [T][2 intermediate] */
+    void *gated = m->workspace + m->at.gated;                                     /* [T][intermediate] */
+    float *device_logits = (float *)(void *)(m->workspace + m->at.logits);        /* [R][vocab] */
     uint32_t n = batch->n_tokens;
     perch_status s = PERCH_OK;
 #define STAGE(call)                                                                                                    \

@@ -44,9 +44,10 @@ static void check_saved(const model_config *a, const model_config *b, const char
                   a->intermediate_size == b->intermediate_size && a->vocab_size == b->vocab_size &&
                   a->max_positions == b->max_positions && same((double)a->rms_eps, (double)b->rms_eps),
               "%s: sizes", name);
-    CHECK_MSG(a->attention_bias == b->attention_bias && a->output_bias == b->output_bias && a->mlp_bias == b->mlp_bias &&
-                  a->qk_norm == b->qk_norm && a->tied_embeddings == b->tied_embeddings && a->window == b->window &&
-                  memcmp(a->windowed, b->windowed, sizeof a->windowed) == 0 && a->bos == b->bos && a->n_eos == b->n_eos,
+    CHECK_MSG(a->attention_bias == b->attention_bias && a->output_bias == b->output_bias &&
+                  a->mlp_bias == b->mlp_bias && a->qk_norm == b->qk_norm && a->tied_embeddings == b->tied_embeddings &&
+                  a->window == b->window && memcmp(a->windowed, b->windowed, sizeof a->windowed) == 0 &&
+                  a->bos == b->bos && a->n_eos == b->n_eos,
               "%s: switches", name);
     CHECK_MSG(r->kind == q->kind && same(r->theta, q->theta) && same(r->factor, q->factor) &&
                   same(r->low_freq_factor, q->low_freq_factor) && same(r->high_freq_factor, q->high_freq_factor) &&
@@ -196,7 +197,8 @@ static void check_rows(const golden *g) {
         float *all = testing_model_run(&t, g->tokens, n, n);
         const float *some = testing_model_step(&t, g->tokens, 0, n, g->rows, g->n_rows);
         for (uint32_t i = 0; i < g->n_rows; i++) {
-            CU_ASSERT_EQUAL(memcmp(some + (size_t)i * vocab, all + (size_t)g->rows[i] * vocab, vocab * sizeof(float)), 0);
+            CU_ASSERT_EQUAL(memcmp(some + (size_t)i * vocab, all + (size_t)g->rows[i] * vocab, vocab * sizeof(float)),
+                            0);
         }
         uint32_t last = 0;
         (void)testing_model_step(&t, g->tokens, 0, n - 1, NULL, 0);
@@ -243,7 +245,8 @@ static uint32_t argmax(const float *x, uint32_t n) {
 }
 
 static void stories_on(const kernels_backend *backend, const char *dir, const json_t *expected) {
-    const json_t *prompt = json_object_get(expected, "prompt_ids"), *generated = json_object_get(expected, "generated_ids");
+    const json_t *prompt = json_object_get(expected, "prompt_ids"),
+                 *generated = json_object_get(expected, "generated_ids");
     uint32_t n_prompt = (uint32_t)json_array_size(prompt), n = n_prompt + (uint32_t)json_array_size(generated);
     int32_t tokens[MAX_TOKENS];
     model_config config;

@@ -341,7 +341,7 @@ perch_status jv_parse(const char *text, size_t n_bytes, const char *where, jv_do
     for (size_t i = 0; i < n_bytes; i++) {
         n_most += text[i] == ',' || text[i] == '[' || text[i] == '{';
     }
-    out->text = malloc(n_bytes + 1);
+    out->text = calloc(n_bytes + 1, 1); /* closed by a 0 */
     out->values = malloc(n_most * sizeof *out->values);
     p.stack = malloc(n_most * sizeof *p.stack);
     if (!out->text || !out->values || !p.stack) {
@@ -351,7 +351,6 @@ perch_status jv_parse(const char *text, size_t n_bytes, const char *where, jv_do
     if (n_bytes > 0) {
         memcpy(out->text, text, n_bytes);
     }
-    out->text[n_bytes] = 0;
     p.begin = p.at = out->text;
     p.end = out->text + n_bytes;
     p.values = out->values;

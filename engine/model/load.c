@@ -17,8 +17,7 @@ typedef struct loader {
     model *m;
     const char *dir;
     checkpoint files;
-    uint8_t *aligned; /* [CHUNK_BYTES] for tensors that lie askew in their file, made when there is one */
-    float *floats;    /* [n_floats] the longest vector */
+    float *floats; /* [n_floats] the longest vector */
     uint64_t done_bytes, total_bytes;
     perch_progress_fn progress;
     void *user;
@@ -97,6 +96,19 @@ static perch_status resolve(const loader *l, const model_tensor *want, checkpoin
     return check_tensor(l, want, &found->tensor);
 }
 
+/* A stored tensor that nothing asked for is part of another model than config.json describes. */
+static perch_status check_unknown(const loader *l) {
+    for (size_t i = 0; i < l->files.n_tensors; i++) {
+        const checkpoint_tensor *t = &l->files.tensors[i];
+        if (!t->is_used && !is_harmless(t->tensor.name)) {
+            return err_set(l->err, PERCH_E_UNSUPPORTED,
+                           "%s: the tensor %s is unknown to a %s model with this config.json", l->dir, t->tensor.name,
+                           model_arch_name(l->m->config.arch));
+        }
+    }
+    return PERCH_OK;
+}
+
 /* ---------------------------------------------------------------- moving -- */
 
 static void report(loader *l, uint64_t n_bytes) {
@@ -110,26 +122,24 @@ static perch_status move_matrix(loader *l, const model_tensor *to, const checkpo
     kernels_dtype dtype;
     (void)kernels_type(from->tensor.dtype, &dtype);
     size_t row_bytes = to->n_cols * type_bytes(dtype);
-    size_t n_step = row_bytes < CHUNK_BYTES ? CHUNK_BYTES / row_bytes : 1;
-    for (size_t row = 0; row < to->n_rows; row += n_step) {
+    size_t n_step = CHUNK_BYTES / (row_bytes + 1) + 1;
+    uint8_t *aligned = NULL;
+    perch_status status = PERCH_OK;
+    if ((uintptr_t)from->tensor.data % type_bytes(dtype) != 0) {
+        aligned = malloc(n_step * row_bytes);
+        status = aligned ? PERCH_OK : err_nomem(l->err, "rows that lie askew in their file");
+    }
+    for (size_t row = 0; row < to->n_rows && status == PERCH_OK; row += n_step) {
         size_t n = to->n_rows - row < n_step ? to->n_rows - row : n_step;
         const uint8_t *stored = from->tensor.data + row * row_bytes;
-        const uint8_t *rows = stored;
-        if ((uintptr_t)stored % type_bytes(dtype) != 0) {
-            if (!l->aligned && !(l->aligned = malloc(CHUNK_BYTES > row_bytes ? CHUNK_BYTES : row_bytes))) {
-                return err_nomem(l->err, "a chunk of a tensor");
-            }
-            rows = memcpy(l->aligned, stored, n * row_bytes);
-        }
-        perch_status status = l->m->backend->weight_set_rows(l->m->device, to->weight, to->first_row + (uint32_t)row,
-                                                             (uint32_t)n, dtype, rows, l->err);
-        if (status != PERCH_OK) {
-            return err_prefix(l->err, status, "%s", from->tensor.name);
-        }
+        const uint8_t *rows = aligned ? memcpy(aligned, stored, n * row_bytes) : stored;
+        status = l->m->backend->weight_set_rows(l->m->device, to->weight, to->first_row + (uint32_t)row, (uint32_t)n,
+                                                dtype, rows, l->err);
         checkpoint_drop(&l->files, from, stored, n * row_bytes);
         report(l, n * row_bytes);
     }
-    return PERCH_OK;
+    free(aligned);
+    return status == PERCH_OK ? PERCH_OK : err_prefix(l->err, status, "%s", from->tensor.name);
 }
 
 static float float_of_bits(uint32_t bits) {
@@ -158,9 +168,11 @@ static perch_status move_vector(loader *l, const model_tensor *to, const checkpo
         }
         uint16_t half;
         memcpy(&half, data + 2 * i, 2);
-        l->floats[i] = from->tensor.dtype == SAFETENSORS_F16 ? float_of_half(half) : float_of_bits((uint32_t)half << 16);
+        l->floats[i] =
+            from->tensor.dtype == SAFETENSORS_F16 ? float_of_half(half) : float_of_bits((uint32_t)half << 16);
     }
-    perch_status status = l->m->backend->upload(l->m->device, to->vector, l->floats, to->n_rows * sizeof(float), l->err);
+    perch_status status =
+        l->m->backend->upload(l->m->device, to->vector, l->floats, to->n_rows * sizeof(float), l->err);
     report(l, from->tensor.n_bytes);
     return status == PERCH_OK ? PERCH_OK : err_prefix(l->err, status, "%s", from->tensor.name);
 }
@@ -174,7 +186,7 @@ perch_status model_load_checkpoint(model *m, const model_tensor *tensors, size_t
     if (status != PERCH_OK) {
         return status == PERCH_E_NOT_FOUND ? err_prefix(err, PERCH_E_IO, "no weights") : status;
     }
-    if (!(sources = calloc(n, sizeof *sources))) {
+    if (!(sources = calloc(n, sizeof(void *)))) {
         status = err_nomem(err, "the list of tensors");
         goto done;
     }
@@ -183,15 +195,10 @@ perch_status model_load_checkpoint(model *m, const model_tensor *tensors, size_t
             goto done;
         }
         l.total_bytes += sources[i]->tensor.n_bytes;
-        n_floats = tensors[i].vector && tensors[i].n_rows > n_floats ? tensors[i].n_rows : n_floats;
+        n_floats = tensors[i].n_cols == 0 && tensors[i].n_rows > n_floats ? tensors[i].n_rows : n_floats;
     }
-    for (size_t i = 0; i < l.files.n_tensors; i++) {
-        const checkpoint_tensor *t = &l.files.tensors[i];
-        if (!t->is_used && !is_harmless(t->tensor.name)) {
-            status = err_set(err, PERCH_E_UNSUPPORTED, "%s: the tensor %s is unknown to a %s model with this config.json",
-                             dir, t->tensor.name, model_arch_name(m->config.arch));
-            goto done;
-        }
+    if ((status = check_unknown(&l)) != PERCH_OK) {
+        goto done;
     }
     if (!(l.floats = malloc(n_floats * sizeof *l.floats))) {
         status = err_nomem(err, "a vector");
@@ -199,10 +206,10 @@ perch_status model_load_checkpoint(model *m, const model_tensor *tensors, size_t
     }
     report(&l, 0);
     for (size_t i = 0; i < n && status == PERCH_OK; i++) {
-        status = tensors[i].vector ? move_vector(&l, &tensors[i], sources[i]) : move_matrix(&l, &tensors[i], sources[i]);
+        status =
+            tensors[i].n_cols ? move_matrix(&l, &tensors[i], sources[i]) : move_vector(&l, &tensors[i], sources[i]);
     }
 done:
-    free(l.aligned);
     free(l.floats);
     free(sources);
     checkpoint_close(&l.files);

@@ -104,7 +104,8 @@ static void wrong_shapes_and_types_are_named(void) {
     t->dims[0] = 32;
     t->dims[1] = 40;
     testing_file_write(&file, "model.safetensors");
-    expect(&config, dir, PERCH_E_FORMAT, "model.layers.1.mlp.up_proj.weight: the shape is [32, 40], but config.json makes it [40, 32]");
+    expect(&config, dir, PERCH_E_FORMAT,
+           "model.layers.1.mlp.up_proj.weight: the shape is [32, 40], but config.json makes it [40, 32]");
     t->dims[0] = 40;
     t->dims[1] = 32;
     t = testing_file_find(&file, "model.norm.weight");
@@ -198,10 +199,13 @@ static void tensors_may_lie_askew(void) {
 /* ----------------------------------------------------------------- memory -- */
 
 static void the_memory_plan_is_what_is_allocated(void) {
-    static const char *const fixtures[] = {"llama-bf16",  "llama-bias-f32", "llama-head-f16", "mistral-bf16",
-                                           "qwen2-f16",   "qwen3-bf16",     "qwen3-bias-f32"};
-    static const model_limits limits[] = {{1, 1, 1, KERNELS_F32}, {100, 24, 7, KERNELS_BF16}, {33, 5, 5, KERNELS_F32},
-                                          {8, 300, 300, KERNELS_F32}, {2000, 3, 40, KERNELS_F32}};
+    static const char *const fixtures[] = {"llama-bf16", "llama-bias-f32", "llama-head-f16", "mistral-bf16",
+                                           "qwen2-f16",  "qwen3-bf16",     "qwen3-bias-f32"};
+    static const model_limits limits[] = {{1, 1, 1, KERNELS_F32},
+                                          {100, 24, 7, KERNELS_BF16},
+                                          {33, 5, 5, KERNELS_F32},
+                                          {8, 300, 300, KERNELS_F32},
+                                          {2000, 3, 40, KERNELS_F32}};
     for (size_t i = 0; i < sizeof fixtures / sizeof fixtures[0]; i++) {
         for (size_t j = 0; j < sizeof limits / sizeof limits[0]; j++) {
             const kernels_backend *backend = testing_counting_backend();
@@ -235,7 +239,8 @@ static void the_memory_plan_is_what_is_allocated(void) {
 static void a_forward_pass_allocates_nothing(void) {
     model_config config = config_of("qwen2-f16");
     testing_model t;
-    if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/qwen2-f16"), 64, 32)) {
+    if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/qwen2-f16"), 64,
+                           32)) {
         uint64_t n_allocs = testing_counted.n_allocs, n_uploaded = testing_counted.n_uploaded;
         free(testing_model_run(&t, some_tokens, N_SOME, 6));
         CU_ASSERT_EQUAL(testing_counted.n_allocs, n_allocs);
@@ -248,7 +253,8 @@ static void the_kv_layout_is_the_contract(void) {
     model_config config = config_of("qwen3-bf16");
     kv_layout layout;
     model_kv_layout(&config, KERNELS_F32, &layout);
-    CU_ASSERT_TRUE(layout.n_layers == 2 && layout.n_kv_heads == 2 && layout.head_dim == 16 && layout.element_bytes == 4);
+    CU_ASSERT_TRUE(layout.n_layers == 2 && layout.n_kv_heads == 2 && layout.head_dim == 16 &&
+                   layout.element_bytes == 4);
     CU_ASSERT_EQUAL(layout.group_bytes, 2 * 2 * 2 * 16 * 16 * 4);
     model_kv_layout(&config, KERNELS_BF16, &layout);
     CU_ASSERT_EQUAL(layout.element_bytes, 2);
@@ -260,16 +266,18 @@ static void the_rope_table_is_whole(void) {
     enum { SESSION = 2500 };
     model_config config = config_of("llama-bf16");
     testing_model t;
-    config.rope = (rope_config){.kind = ROPE_DYNAMIC, .theta = 500, .factor = 2, .attention_factor = 1,
-                                .original_max_positions = 1000};
-    if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/llama-bf16"), SESSION, 1)) {
+    config.rope = (rope_config){
+        .kind = ROPE_DYNAMIC, .theta = 500, .factor = 2, .attention_factor = 1, .original_max_positions = 1000};
+    if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/llama-bf16"),
+                           SESSION, 1)) {
         size_t n = (size_t)SESSION * config.head_dim;
         float *want = malloc(n * sizeof *want), *have = malloc(n * sizeof *have);
         double scratch[64];
         CU_ASSERT_TRUE_FATAL(want && have && config.head_dim / 2 <= 64);
         rope_table(&config.rope, config.head_dim, 0, SESSION, scratch, want);
-        CU_ASSERT_EQUAL(t.backend->download(t.device, have, t.model->workspace + t.model->at.rope, n * sizeof *have, NULL),
-                        PERCH_OK);
+        CU_ASSERT_EQUAL(
+            t.backend->download(t.device, have, t.model->workspace + t.model->at.rope, n * sizeof *have, NULL),
+            PERCH_OK);
         CU_ASSERT_EQUAL(memcmp(have, want, n * sizeof *have), 0);
         free(want);
         free(have);
@@ -325,8 +333,8 @@ static void the_mapping_is_given_back_as_it_goes(void) {
         testing_counted.on_rows = sample_residency;
         perch_status status = model_load(backend, device, &config, &limits, dir, 0, NULL, NULL, &m, &err);
         CHECK_MSG(status == PERCH_OK, "%s", err.message);
-        CHECK_MSG(peak_file_kib > before + 4096 && peak_file_kib - before < 20 * 1024, "%ld KiB of %zu are resident at once",
-                  peak_file_kib - before, 2 * n_bytes / 1024);
+        CHECK_MSG(peak_file_kib > before + 4096 && peak_file_kib - before < 20 * 1024,
+                  "%ld KiB of %zu are resident at once", peak_file_kib - before, 2 * n_bytes / 1024);
         model_destroy(m);
         backend->close(device);
     }
@@ -360,7 +368,8 @@ static void every_device_failure_is_reported_and_cleaned_up(void) {
 static void a_pass_without_logits_stops_at_the_cache(void) {
     model_config config = config_of("qwen3-bias-f32");
     testing_model t;
-    if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/qwen3-bias-f32"), 8, 8)) {
+    if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/qwen3-bias-f32"),
+                           8, 8)) {
         testing_counted.n_calls = 0;
         (void)testing_model_step(&t, some_tokens, 0, 3, NULL, 0);
         CU_ASSERT_EQUAL(testing_counted.n_calls, 6); /* embed, norm, qkv, 2 head norms, rope */
@@ -371,7 +380,8 @@ static void a_pass_without_logits_stops_at_the_cache(void) {
 static void every_failing_stage_of_a_forward_pass_is_reported(void) {
     model_config config = config_of("qwen3-bias-f32");
     testing_model t;
-    if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/qwen3-bias-f32"), 8, 8)) {
+    if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/qwen3-bias-f32"),
+                           8, 8)) {
         static const uint32_t positions[3] = {0, 1, 2}, token_row[3] = {0}, rows[1] = {2};
         const kernels_row row = {{.base = t.kv}, 0, 3, 0};
         const kernels_batch batch = {3, 1, some_tokens, positions, token_row, &row};
@@ -417,8 +427,9 @@ static void progress_runs_from_0_to_1(void) {
         model *m = NULL;
         const kernels_backend *backend = testing_counting_backend();
         CU_ASSERT_EQUAL_FATAL(backend->open(&(kernels_config){0}, &device, NULL), PERCH_OK);
-        CU_ASSERT_EQUAL(model_load(backend, device, &config, &limits, random ? NULL : test_fixture("model/llama-bf16"), 3,
-                                   see_progress, &seen, &m, NULL), PERCH_OK);
+        CU_ASSERT_EQUAL(model_load(backend, device, &config, &limits, random ? NULL : test_fixture("model/llama-bf16"),
+                                   3, see_progress, &seen, &m, NULL),
+                        PERCH_OK);
         CU_ASSERT_TRUE(seen.n > 10 && seen.last >= 1);
         model_destroy(m);
         backend->close(device);
@@ -533,7 +544,8 @@ int main(int argc, char **argv) {
         {"unknown tensors are named unless harmless", unknown_tensors_are_named_unless_harmless},
         {"wrong shapes and types are named", wrong_shapes_and_types_are_named},
         {"no weights at all", no_weights_at_all},
-        {"tied embeddings may be stored either way or twice alike", tied_embeddings_may_be_stored_either_way_or_twice_alike},
+        {"tied embeddings may be stored either way or twice alike",
+         tied_embeddings_may_be_stored_either_way_or_twice_alike},
         {"tensors may lie askew", tensors_may_lie_askew},
         {"the memory plan is what is allocated", the_memory_plan_is_what_is_allocated},
         {"a forward pass allocates nothing", a_forward_pass_allocates_nothing},

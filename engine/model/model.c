@@ -6,16 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ALIGNMENT ((size_t)256)   /* of each part of the workspace: suits any device's wide loads */
-#define ROPE_CHUNK_ROWS 1024u     /* positions of the RoPE table that are computed and uploaded at once */
+#define ALIGNMENT ((size_t)256) /* of each part of the workspace: suits any device's wide loads */
+#define ROPE_CHUNK_ROWS 1024u   /* positions of the RoPE table that are computed and uploaded at once */
 
 void model_kv_layout(const model_config *config, kernels_dtype dtype, kv_layout *out) {
     *out = (kv_layout){.n_layers = config->n_layers,
                        .n_kv_heads = config->n_kv_heads,
                        .head_dim = config->head_dim,
                        .element_bytes = dtype == KERNELS_F32 ? 4 : 2};
-    out->group_bytes = (uint64_t)config->n_layers * config->n_kv_heads * 2 * KV_GROUP_TOKENS * config->head_dim *
-                       out->element_bytes;
+    out->group_bytes =
+        (uint64_t)config->n_layers * config->n_kv_heads * 2 * KV_GROUP_TOKENS * config->head_dim * out->element_bytes;
 }
 
 /* When a part of the workspace is in use. Parts of different phases share the same bytes; ALWAYS shares with none. */

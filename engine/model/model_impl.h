@@ -51,8 +51,8 @@ struct model {
     float *vectors;            /* the one device buffer in which all norms and biases lie */
 
     model_workspace at;
-    uint8_t *workspace;  /* device, at.bytes */
-    float *host_logits;  /* [max_logit_rows][vocab] */
+    uint8_t *workspace; /* device, at.bytes */
+    float *host_logits; /* [max_logit_rows][vocab] */
 };
 
 /* weights.c: the empty matrices and vectors of a model, and their size. */
@@ -67,8 +67,8 @@ typedef struct model_tensor {
     uint32_t n_cols;        /* 0 = a vector */
     kernels_weight *weight; /* of a matrix: its rows become rows first_row... of it */
     uint32_t first_row;
-    float *vector;          /* of a vector: device */
-    float mean, amplitude;  /* what random weights are drawn from: mean ± amplitude, uniformly */
+    float *vector;         /* of a vector: device */
+    float mean, amplitude; /* what random weights are drawn from: mean ± amplitude, uniformly */
 } model_tensor;
 
 /* tensors.c: all tensors that the model wants, in the order of use; *out is the caller's to free. Tied: the embedding alone. */

@@ -106,14 +106,16 @@ static void fail_in_turn(const char *config_path, const char *dir) {
         err = (perch_error){0};
         fail_at = i;
         status = load_and_run(config_path, dir, &err);
-        CHECK_MSG(status == PERCH_E_NOMEM, "allocation %llu of %llu: %s %s",
-                  (unsigned long long)i, (unsigned long long)n, perch_status_name(status), err.message);
+        CHECK_MSG(status == PERCH_E_NOMEM, "allocation %llu of %llu: %s %s", (unsigned long long)i,
+                  (unsigned long long)n, perch_status_name(status), err.message);
         CU_ASSERT_EQUAL(err.status, status);
         CU_ASSERT_TRUE(err.message[0] != 0);
     }
 }
 
-static void a_checkpoint(void) { fail_in_turn(test_fixture("model/llama-bias-f32"), test_fixture("model/llama-bias-f32")); }
+static void a_checkpoint(void) {
+    fail_in_turn(test_fixture("model/llama-bias-f32"), test_fixture("model/llama-bias-f32"));
+}
 
 static void a_sharded_checkpoint(void) {
     fail_in_turn(test_fixture("model/mistral-bf16"), test_fixture("model/mistral-bf16"));

@@ -66,7 +66,8 @@ void rope_inv_freq(const rope_config *rope, uint32_t head_dim, uint32_t position
     }
 }
 
-void rope_table(const rope_config *rope, uint32_t head_dim, uint32_t first, uint32_t n, double *inv_freq, float *table) {
+void rope_table(const rope_config *rope, uint32_t head_dim, uint32_t first, uint32_t n, double *inv_freq,
+                float *table) {
     uint32_t half = head_dim / 2;
     for (uint32_t t = 0; t < n; t++) {
         uint32_t position = first + t;

@@ -61,8 +61,7 @@ static perch_status read_dtype(const jv *info, const char *file, safetensor *out
 }
 
 /* Reads the shape; *n_bytes gets the bytes that it takes with the tensor's dtype. */
-static perch_status read_shape(const jv *info, const char *file, safetensor *out, uint64_t *n_bytes,
-                               perch_error *err) {
+static perch_status read_shape(const jv *info, const char *file, safetensor *out, uint64_t *n_bytes, perch_error *err) {
     const jv *shape = jv_get(info, "shape");
     if (!shape || shape->type != JV_ARRAY) {
         return err_set(err, PERCH_E_FORMAT, "%s: %.128s: shape: must be a list", file, out->name);
@@ -93,7 +92,8 @@ static perch_status read_tensor(const jv *info, const char *file, const uint8_t 
                                 safetensor *out, perch_error *err) {
     uint64_t n_bytes = 0, begin, end;
     if (info->type != JV_OBJECT || info->n != 3) {
-        return err_set(err, PERCH_E_FORMAT, "%s: %.128s: must have dtype, shape and data_offsets alone", file, out->name);
+        return err_set(err, PERCH_E_FORMAT, "%s: %.128s: must have dtype, shape and data_offsets alone", file,
+                       out->name);
     }
     perch_status status = read_dtype(info, file, out, err);
     if (status == PERCH_OK) {
@@ -197,7 +197,8 @@ perch_status safetensors_parse(const uint8_t *bytes, size_t n_bytes, const char 
     uint64_t n_header = 0;
     memset(out, 0, sizeof *out);
     if (n_bytes < 8) {
-        return err_set(err, PERCH_E_FORMAT, "%s: truncated: %zu bytes are too few for the header's length", name, n_bytes);
+        return err_set(err, PERCH_E_FORMAT, "%s: truncated: %zu bytes are too few for the header's length", name,
+                       n_bytes);
     }
     for (unsigned i = 0; i < 8; i++) {
         n_header |= (uint64_t)bytes[i] << (8 * i);
@@ -207,8 +208,8 @@ perch_status safetensors_parse(const uint8_t *bytes, size_t n_bytes, const char 
                        (unsigned long long)n_header);
     }
     if (n_header > n_bytes - 8) {
-        return err_set(err, PERCH_E_FORMAT, "%s: truncated: the header takes %llu bytes, the file has %zu behind it", name,
-                       (unsigned long long)n_header, n_bytes - 8);
+        return err_set(err, PERCH_E_FORMAT, "%s: truncated: the header takes %llu bytes, the file has %zu behind it",
+                       name, (unsigned long long)n_header, n_bytes - 8);
     }
     if (n_header == 0 || bytes[8] != '{') {
         return err_set(err, PERCH_E_FORMAT, "%s: the header does not begin with '{': not a safetensors file", name);

@@ -60,7 +60,7 @@ typedef struct safetensors {
     safetensor *tensors; /* [n_tensors], in the order of their data */
     size_t n_tensors;
     jv_doc header; /* holds the names */
-    uint8_t *map; /* the mapped file, or NULL */
+    uint8_t *map;  /* the mapped file, or NULL */
     size_t map_bytes;
 } safetensors;
 

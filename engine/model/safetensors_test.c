@@ -40,9 +40,10 @@ static void a_header_is_taken(void) {
     size_t n_bytes;
     safetensors file;
     char shape[64], tiny[5];
-    uint8_t *bytes = file_of("{\"__metadata__\":{\"format\":\"pt\"}," TENSOR("b", "BF16", "[2,3]", 4, 16) ","
-                             TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("s", "F64", "[]", 16, 24) ","
-                             TENSOR("z", "I64", "[0,7]", 24, 24) "}   ", 24, &n_bytes);
+    uint8_t *bytes = file_of("{\"__metadata__\":{\"format\":\"pt\"}," TENSOR("b", "BF16", "[2,3]", 4, 16) "," TENSOR(
+                                 "a", "F32", "[1]", 0, 4) "," TENSOR("s", "F64", "[]", 16,
+                                                                     24) "," TENSOR("z", "I64", "[0,7]", 24, 24) "}   ",
+                             24, &n_bytes);
     CU_ASSERT_EQUAL_FATAL(safetensors_parse(bytes, n_bytes, "x.st", &file, NULL), PERCH_OK);
     CU_ASSERT_EQUAL(file.n_tensors, 4);
     CU_ASSERT_STRING_EQUAL(file.tensors[0].name, "a");
@@ -58,7 +59,8 @@ static void a_header_is_taken(void) {
     free(bytes);
     perch_error err;
     CU_ASSERT_EQUAL(parse("{}", 0, &err), PERCH_OK);
-    CU_ASSERT_EQUAL(parse("{" TENSOR("q", "F4", "[4,2]", 0, 4) "," TENSOR("r", "F6_E2M3", "[4]", 4, 7) "}", 7, &err), PERCH_OK);
+    CU_ASSERT_EQUAL(parse("{" TENSOR("q", "F4", "[4,2]", 0, 4) "," TENSOR("r", "F6_E2M3", "[4]", 4, 7) "}", 7, &err),
+                    PERCH_OK);
 }
 
 static void a_bad_header_is_refused_by_tensor(void) {
@@ -72,21 +74,27 @@ static void a_bad_header_is_refused_by_tensor(void) {
         {" {}", 0, "not a safetensors file", PERCH_E_FORMAT},
         {"{", 0, "line 1", PERCH_E_FORMAT},
         {"{} x", 0, "line 1", PERCH_E_FORMAT},
-        {"{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("a", "F32", "[1]", 4, 8) "}", 8, "stands there twice", PERCH_E_FORMAT},
-        {"{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("b", "F32", "[1]", 2, 6) "}", 6, "b: data_offsets: overlaps", PERCH_E_FORMAT},
-        {"{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("b", "F32", "[1]", 0, 4) "}", 4, "b: data_offsets: overlaps", PERCH_E_FORMAT},
-        {"{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("b", "F32", "[1]", 8, 12) "}", 12, "b: data_offsets: leaves a hole", PERCH_E_FORMAT},
+        {"{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("a", "F32", "[1]", 4, 8) "}", 8, "stands there twice",
+         PERCH_E_FORMAT},
+        {"{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("b", "F32", "[1]", 2, 6) "}", 6, "b: data_offsets: overlaps",
+         PERCH_E_FORMAT},
+        {"{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("b", "F32", "[1]", 0, 4) "}", 4, "b: data_offsets: overlaps",
+         PERCH_E_FORMAT},
+        {"{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("b", "F32", "[1]", 8, 12) "}", 12,
+         "b: data_offsets: leaves a hole", PERCH_E_FORMAT},
         {"{" TENSOR("a", "F32", "[1]", 4, 8) "}", 8, "a: data_offsets: leaves a hole", PERCH_E_FORMAT},
         {"{" TENSOR("a", "F32", "[1]", 0, 4) "}", 5, "1 bytes behind the last tensor", PERCH_E_FORMAT},
         {"{}", 1, "1 bytes behind the last tensor", PERCH_E_FORMAT},
         {"{" TENSOR("a", "F32", "[2]", 0, 8) "}", 4, "truncated: a ends at byte 8 of 4", PERCH_E_FORMAT},
-        {"{" TENSOR("a", "F32", "[2]", 0, 4) "}", 4, "a: data_offsets: 0..4 is not 8 bytes as [2] of F32", PERCH_E_FORMAT},
+        {"{" TENSOR("a", "F32", "[2]", 0, 4) "}", 4, "a: data_offsets: 0..4 is not 8 bytes as [2] of F32",
+         PERCH_E_FORMAT},
         {"{" TENSOR("a", "F32", "[2]", 8, 0) "}", 8, "a: data_offsets", PERCH_E_FORMAT},
         {"{" TENSOR("a", "F32", "[2]", -8, 0) "}", 8, "a: data_offsets: must be two non-negative", PERCH_E_FORMAT},
         {"{" TENSOR("a", "F32", "[-1]", 0, 4) "}", 4, "a: shape: must hold non-negative", PERCH_E_FORMAT},
         {"{" TENSOR("a", "F32", "[1.0]", 0, 4) "}", 4, "a: shape", PERCH_E_FORMAT},
         {"{" TENSOR("a", "F32", "1", 0, 4) "}", 4, "a: shape: must be a list", PERCH_E_FORMAT},
-        {"{" TENSOR("a", "F32", "[4294967296,4294967296,4294967296]", 0, 4) "}", 4, "a: shape: too large", PERCH_E_FORMAT},
+        {"{" TENSOR("a", "F32", "[4294967296,4294967296,4294967296]", 0, 4) "}", 4, "a: shape: too large",
+         PERCH_E_FORMAT},
         {"{" TENSOR("a", "F32", "[576460752303423488]", 0, 0) "}", 0, "a: shape: too large", PERCH_E_FORMAT},
         {"{" TENSOR("a", "F4", "[3]", 0, 1) "}", 1, "a: shape: does not end with a whole byte", PERCH_E_FORMAT},
         {"{" TENSOR("a", "F32", "[1,1,1,1,1,1,1,1,1]", 0, 4) "}", 4, "a: shape: more than 8", PERCH_E_UNSUPPORTED},
@@ -148,8 +156,9 @@ static void every_truncation_is_refused(void) {
 /* Bytes changed at random: either refused, or what is accepted lies within the bytes. */
 static void mutations_stay_inside(void) {
     size_t n_bytes, n_accepted = 0;
-    uint8_t *good = file_of("{\"__metadata__\":{\"format\":\"pt\"}," TENSOR("a", "F32", "[2,2]", 0, 16) ","
-                            TENSOR("b", "BF16", "[3]", 16, 22) "," TENSOR("c", "U8", "[2]", 22, 24) "}", 24, &n_bytes);
+    uint8_t *good = file_of("{\"__metadata__\":{\"format\":\"pt\"}," TENSOR("a", "F32", "[2,2]", 0, 16) "," TENSOR(
+                                "b", "BF16", "[3]", 16, 22) "," TENSOR("c", "U8", "[2]", 22, 24) "}",
+                            24, &n_bytes);
     test_rng rng = {test_seed(11)};
     for (uint64_t i = test_scaled(20000); i > 0; i--) {
         uint8_t *bytes = malloc(n_bytes); /* of its own, so that AddressSanitizer sees a byte too far */
@@ -159,8 +168,8 @@ static void mutations_stay_inside(void) {
         for (uint64_t k = 1 + test_rng_below(&rng, 3); k > 0; k--) {
             static const char alphabet[] = "0123456789[]{},:\"-.ae ";
             size_t at = (size_t)test_rng_below(&rng, n_bytes);
-            bytes[at] = at < 8 ? (uint8_t)test_rng_next(&rng)
-                               : (uint8_t)alphabet[test_rng_below(&rng, sizeof alphabet - 1)];
+            bytes[at] =
+                at < 8 ? (uint8_t)test_rng_next(&rng) : (uint8_t)alphabet[test_rng_below(&rng, sizeof alphabet - 1)];
         }
         if (safetensors_parse(bytes, n_bytes, "x", &file, NULL) == PERCH_OK) {
             n_accepted++;
@@ -207,7 +216,9 @@ static void an_index_must_agree_with_its_files(void) {
         {"{\"weight_map\":{\"a\":\"1.st\",\"b\":\"1.st\",\"c\":\"2.st\"}}", NULL, PERCH_OK},
         {"{\"weight_map\":{\"a\":\"1.st\",\"b\":\"2.st\",\"c\":\"2.st\"}}", "b is not in 2.st", PERCH_E_FORMAT},
         {"{\"weight_map\":{\"a\":\"1.st\",\"c\":\"2.st\"}}", "b is in 1.st, but missing", PERCH_E_FORMAT},
-        {"{\"weight_map\":{\"a\":\"1.st\",\"b\":\"1.st\"," "\"c\":\"2.st\",\"d\":\"2.st\"}}", "d is not in 2.st", PERCH_E_FORMAT},
+        {"{\"weight_map\":{\"a\":\"1.st\",\"b\":\"1.st\","
+         "\"c\":\"2.st\",\"d\":\"2.st\"}}",
+         "d is not in 2.st", PERCH_E_FORMAT},
         {"{\"weight_map\":{\"a\":\"1.st\",\"b\":\"1.st\",\"c\":\"3.st\"}}", "3.st: No such file", PERCH_E_IO},
         {"{\"weight_map\":{\"a\":\"1.st\",\"b\":\"1.st\",\"c\":\"again.st\"}}", "c is in ", PERCH_E_FORMAT},
         {"{\"weight_map\":{\"a\":\"../1.st\"}}", "a: \"../1.st\" is not the name of a file beside it", PERCH_E_FORMAT},
@@ -239,7 +250,8 @@ static void an_index_must_agree_with_its_files(void) {
         bool says = cases[i].says ? strstr(err.message, cases[i].says) != NULL : err.message[0] == 0;
         /* the same tensor in two files is found as such, wherever the index points */
         says = says || (strstr(cases[i].index, "again") && strstr(err.message, "a is in 1.st and in again.st"));
-        CHECK_MSG(status == cases[i].status && says, "%s: %s \"%s\"", cases[i].index, perch_status_name(status), err.message);
+        CHECK_MSG(status == cases[i].status && says, "%s: %s \"%s\"", cases[i].index, perch_status_name(status),
+                  err.message);
     }
     testing_dir_remove();
 }

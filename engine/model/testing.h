@@ -32,12 +32,12 @@ void testing_file_write(const testing_file *file, const char *name);
 
 /* --- the reference backend, counted: what is allocated on the device, and which call is to fail. One device at a time */
 typedef struct testing_count {
-    uint64_t live_bytes;  /* buffers as asked for, weights by weight_bytes */
+    uint64_t live_bytes; /* buffers as asked for, weights by weight_bytes */
     uint64_t peak_bytes;
-    uint64_t n_calls;     /* that can fail */
-    uint64_t fail_at;     /* the call, counted from 1, that fails with E_DEVICE; 0 = none */
-    uint64_t n_uploaded;  /* bytes */
-    uint64_t n_allocs;    /* of buffers and weights */
+    uint64_t n_calls;      /* that can fail */
+    uint64_t fail_at;      /* the call, counted from 1, that fails with E_DEVICE; 0 = none */
+    uint64_t n_uploaded;   /* bytes */
+    uint64_t n_allocs;     /* of buffers and weights */
     void (*on_rows)(void); /* called by weight_set_rows; may be NULL */
 } testing_count;
 extern testing_count testing_counted;

@@ -67,7 +67,8 @@ perch_status model_weights_create(model *m, perch_error *err) {
         return status;
     }
     m->vectors = vectors;
-    if ((status = m->backend->weight_create(m->device, c->vocab_size, c->hidden_size, &m->embedding, err)) != PERCH_OK) {
+    if ((status = m->backend->weight_create(m->device, c->vocab_size, c->hidden_size, &m->embedding, err)) !=
+        PERCH_OK) {
         return status;
     }
     for (uint32_t l = 0; l < c->n_layers; l++) {

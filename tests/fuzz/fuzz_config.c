@@ -16,8 +16,9 @@ static void check(const model_config *c) {
     static const uint32_t positions[] = {0, 1, 4095, 1u << 20};
     double inv_freq[512];
     if (c->n_layers < 1 || c->n_layers > MODEL_MAX_LAYERS || c->head_dim < 2 || c->head_dim > 1024 || c->head_dim % 2 ||
-        c->n_heads < 1 || c->n_kv_heads < 1 || c->n_heads % c->n_kv_heads || c->vocab_size < 1 || c->max_positions < 1 ||
-        c->n_eos > MODEL_MAX_EOS || model_n_parameters(c) == 0 || model_n_parameters(c) > (uint64_t)1 << 60) {
+        c->n_heads < 1 || c->n_kv_heads < 1 || c->n_heads % c->n_kv_heads || c->vocab_size < 1 ||
+        c->max_positions < 1 || c->n_eos > MODEL_MAX_EOS || model_n_parameters(c) == 0 ||
+        model_n_parameters(c) > (uint64_t)1 << 60) {
         abort();
     }
     for (uint32_t i = 0; i < c->n_eos; i++) {

@@ -21,7 +21,7 @@ struct kernels_weight {
 struct kernels_device {
     block ring;
     kernels_dtype dtype;
-    int kv_fd; /* the physical pages; -1 = none */
+    int kv_fd;      /* the physical pages; -1 = none */
     uint8_t *pool;  /* all pages, for copies */
     uint8_t *slots; /* [n_slots][pages_per_slot] places */
     uint64_t page_bytes;
@@ -264,10 +264,10 @@ static perch_status ref_kv_execute(kernels_device *device, const kv_command *com
             continue;
         }
         uint8_t *place = ref_kv_slot_base(device, c->slot) + c->index * bytes;
-        void *mapped = c->op == KV_MAP
-                           ? mmap(place, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, device->kv_fd,
-                                  (off_t)(c->page * bytes))
-                           : mmap(place, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+        void *mapped = c->op == KV_MAP ? mmap(place, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                                              device->kv_fd, (off_t)(c->page * bytes))
+                                       : mmap(place, bytes, PROT_NONE,
+                                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
         if (mapped == MAP_FAILED) {
             return err_set(err, PERCH_E_DEVICE, "place %u of slot %u cannot be mapped", c->index, c->slot);
         }
@@ -326,7 +326,8 @@ static perch_status ref_linear(kernels_device *device, const kernels_weight *wei
     double *out = y;
     for (size_t t = 0; t < n_tokens; t++) {
         for (uint32_t o = 0; o < weight->n_out; o++) {
-            double sum = dot_row(device, weight, o, (const double *)x + t * weight->n_in) + (bias ? (double)bias[o] : 0);
+            double sum =
+                dot_row(device, weight, o, (const double *)x + t * weight->n_in) + (bias ? (double)bias[o] : 0);
             double *to = &out[t * weight->n_out + o];
             *to = accumulate ? *to + sum : sum;
         }
@@ -407,8 +408,8 @@ static perch_status ref_rope_write(kernels_device *device, const kernels_batch *
 }
 
 /* One query head over positions first..last; two passes so that no score has to be kept. */
-static void attend(const kernels_device *device, const kv_view *view, const kernels_attention *attention, uint32_t first,
-                   uint32_t last, uint32_t kv_head, const double *query, double *out) {
+static void attend(const kernels_device *device, const kv_view *view, const kernels_attention *attention,
+                   uint32_t first, uint32_t last, uint32_t kv_head, const double *query, double *out) {
     kernels_dtype dtype = kv_dtype(attention);
     uint32_t d = attention->layout.head_dim;
     double top = -(double)INFINITY, total = 0;
