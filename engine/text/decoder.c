@@ -25,6 +25,10 @@ static perch_status emit(struct decoding *d, size_t at, const char *text, size_t
     if (n == 0 && !end) {
         return PERCH_OK;
     }
+    d->n_emitted += n;
+    if (d->n_emitted > d->limit) {
+        return err_set(d->err, PERCH_E_UNSUPPORTED, "the tokenizer's decoder makes the text too long");
+    }
     return at + 1 < d->decoder->n ? push(d, at + 1, text, n, end) : put_sink(d, text, n);
 }
 
@@ -348,14 +352,17 @@ void decoding_reset(struct decoding *d) {
         held.n = bytes.n = 0;
         *state = (struct decoder_state){.held = held, .bytes = bytes};
     }
+    d->n_emitted = d->limit = 0;
 }
 
 perch_status decoding_push(struct decoding *d, struct jtext token) {
+    d->limit += text_limit(token.n);
     return d->decoder->n ? push(d, 0, token.data, token.n, true) : put_sink(d, token.data, token.n);
 }
 
 perch_status decoding_finish(struct decoding *d) {
     perch_status status = PERCH_OK;
+    d->limit += text_limit(0);
     for (size_t i = 0; i < d->decoder->n && status == PERCH_OK; i++) {
         status = finish(d, i);
     }

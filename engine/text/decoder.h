@@ -65,8 +65,9 @@ struct decoding {
     struct decoder_state states[DECODER_STAGES];
     struct matcher matcher;
     struct text_sink sink;
-    bool resumes; /* the text continues another: nothing is stripped at its start */
-    bool raw;     /* a token by itself, from the middle of a text: its bytes, valid or not, go straight to the sink */
+    size_t n_emitted, limit; /* bytes that stages handed on, and may hand on for the tokens so far */
+    bool resumes;            /* the text continues another: nothing is stripped at its start */
+    bool raw; /* a token by itself, from the middle of a text: its bytes, valid or not, go straight to the sink */
     perch_error *err;
 };
 

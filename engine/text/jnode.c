@@ -56,9 +56,7 @@ bool jnode_absent(const struct jnode *node) { return !node->value || node->value
 static void put(char *out, size_t cap, size_t *n, const char *text) {
     size_t length = strlen(text), room = cap - 1 - *n;
     length = length < room ? length : room;
-    for (size_t i = 0; i < length; i++) {
-        out[*n + i] = (unsigned char)text[i] < 0x20 ? '?' : text[i]; /* a message is one line, whatever a key is */
-    }
+    memcpy(out + *n, text, length);
     *n += length;
     out[*n] = 0;
 }
@@ -82,6 +80,13 @@ static void put_path(const struct jnode *node, char *out, size_t cap, size_t *n)
     put(out, cap, n, node->key);
 }
 
+/* A message is one line, whatever the file has in its keys and texts. */
+static void one_line(char *text) {
+    for (; *text; text++) {
+        *text = (unsigned char)*text < 0x20 ? '?' : *text;
+    }
+}
+
 perch_status jnode_fail(const struct jnode *node, perch_status status, perch_error *err, const char *format, ...) {
     char path[320] = "", reason[256];
     size_t n = 0;
@@ -90,6 +95,8 @@ perch_status jnode_fail(const struct jnode *node, perch_status status, perch_err
     vsnprintf(reason, sizeof reason, format, args);
     va_end(args);
     put_path(node, path, sizeof path, &n);
+    one_line(path);
+    one_line(reason);
     return err_set(err, status, "%s: %s", path, reason);
 }
 

@@ -109,7 +109,8 @@ perch_status normalizer_parse(const struct jnode *node, struct normalizer *out, 
     return status;
 }
 
-static perch_status replace(const struct normalizer_step *step, struct matcher *matcher, struct jtext in,
+/* limit: text_limit of what the first step was given. */
+static perch_status replace(const struct normalizer_step *step, struct matcher *matcher, struct jtext in, size_t limit,
                             struct text_buf *out, perch_error *err) {
     struct match_scan scan = match_begin(&step->pattern, matcher, in.data, in.n);
     struct match match;
@@ -120,6 +121,9 @@ static perch_status replace(const struct normalizer_step *step, struct matcher *
         status = buf_append(out, in.data + from, match.start - from, err);
         if (status == PERCH_OK) {
             status = buf_append(out, step->content, step->content_bytes, err);
+        }
+        if (status == PERCH_OK && out->n > limit) {
+            status = err_set(err, PERCH_E_UNSUPPORTED, "the tokenizer's normalizer makes the text too long");
         }
         if (status != PERCH_OK) {
             return status;
@@ -196,14 +200,14 @@ static perch_status normalize_unicode(int options, struct normalizer_work *work,
 }
 
 static perch_status apply_step(const struct normalizer_step *step, struct normalizer_work *work, struct jtext in,
-                               struct text_buf *out, perch_error *err) {
+                               size_t limit, struct text_buf *out, perch_error *err) {
     perch_status status = PERCH_OK;
     switch (step->kind) {
     case NORMALIZE_PREPEND:
         status = in.n ? buf_append(out, step->content, step->content_bytes, err) : PERCH_OK;
         return status == PERCH_OK ? buf_append(out, in.data, in.n, err) : status;
     case NORMALIZE_REPLACE:
-        return replace(step, &work->matcher, in, out, err);
+        return replace(step, &work->matcher, in, limit, out, err);
     case NORMALIZE_UNICODE:
         return normalize_unicode(step->unicode, work, in, out, err);
     case NORMALIZE_LOWERCASE:
@@ -215,10 +219,11 @@ static perch_status apply_step(const struct normalizer_step *step, struct normal
 perch_status normalizer_apply(const struct normalizer *normalizer, struct normalizer_work *work, struct jtext *text,
                               perch_error *err) {
     perch_status status = PERCH_OK;
+    size_t limit = text_limit(text->n);
     for (size_t i = 0; i < normalizer->n && status == PERCH_OK; i++) {
         struct text_buf *out = &work->text[i & 1];
         out->n = 0;
-        status = apply_step(&normalizer->steps[i], work, *text, out, err);
+        status = apply_step(&normalizer->steps[i], work, *text, limit, out, err);
         *text = (struct jtext){out->data ? out->data : "", out->n};
     }
     return status;

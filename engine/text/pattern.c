@@ -13,7 +13,9 @@
  */
 #define MATCH_STEPS 20000u
 #define MATCH_STEPS_PER_BYTE 8u
+/* Memory for what a search may have to come back to: a repeated group needs some at each turn. */
 #define MATCH_HEAP_KIB 65536u
+#define MATCH_HEAP_BYTES_PER_BYTE 256u
 
 void pattern_free(struct pattern *pattern) {
     free(pattern->literal);
@@ -113,7 +115,8 @@ static perch_status prepare(struct match_scan *scan, perch_error *err) {
     }
     size_t steps = scan->n < UINT32_MAX / 2 / MATCH_STEPS_PER_BYTE ? scan->n * MATCH_STEPS_PER_BYTE : UINT32_MAX / 2;
     pcre2_set_match_limit(matcher->context, (uint32_t)steps + MATCH_STEPS);
-    pcre2_set_heap_limit(matcher->context, MATCH_HEAP_KIB);
+    size_t heap = scan->n / 1024 * MATCH_HEAP_BYTES_PER_BYTE;
+    pcre2_set_heap_limit(matcher->context, MATCH_HEAP_KIB + (heap < UINT32_MAX / 2 ? (uint32_t)heap : UINT32_MAX / 2));
     return PERCH_OK;
 }
 

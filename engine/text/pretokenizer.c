@@ -141,7 +141,8 @@ static perch_status spell_metaspace(const struct pretokenizer_step *step, const 
 }
 
 /* Writes every word anew, into the text buffer that they don't stand in. */
-static perch_status spell(const struct pretokenizer_step *step, struct pretokenizer_work *work, perch_error *err) {
+static perch_status spell(const struct pretokenizer_step *step, struct pretokenizer_work *work, size_t limit,
+                          perch_error *err) {
     struct text_buf *out = &work->texts[work->text == work->texts[0].data];
     perch_status status = PERCH_OK;
     out->n = 0;
@@ -161,6 +162,9 @@ static perch_status spell(const struct pretokenizer_step *step, struct pretokeni
             if (status == PERCH_OK) {
                 status = buf_append(out, text, word->n, err);
             }
+        }
+        if (status == PERCH_OK && out->n > limit) {
+            status = err_set(err, PERCH_E_UNSUPPORTED, "the tokenizer's pre-tokenizer makes the text too long");
         }
         word->at = at;
         word->n = out->n - at;
@@ -182,7 +186,7 @@ perch_status pretokenizer_apply(const struct pretokenizer *pretokenizer, struct 
     work->n_words = text.n ? 1 : 0;
     for (size_t i = 0; i < pretokenizer->n && status == PERCH_OK; i++) {
         const struct pretokenizer_step *step = &pretokenizer->steps[i];
-        status = step->kind == PRETOKENIZE_SPLIT ? split(step, work, err) : spell(step, work, err);
+        status = step->kind == PRETOKENIZE_SPLIT ? split(step, work, err) : spell(step, work, text_limit(text.n), err);
     }
     return status;
 }

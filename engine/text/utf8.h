@@ -52,6 +52,12 @@ size_t utf8_encode(uint32_t code, char *out);
 /* Unicode's White_Space. */
 bool utf8_is_space(uint32_t code);
 
+/*
+ * How long a text of n bytes may become in the hands of a tokenizer. Files can ask for steps that multiply it again and
+ * again; those that are meant to be used come nowhere near this.
+ */
+static inline size_t text_limit(size_t n) { return n < SIZE_MAX / 512 ? (n + 1024) * 256 : SIZE_MAX; }
+
 /* Text that grows; all zero is empty. The owner frees data. */
 struct text_buf {
     char *data;
