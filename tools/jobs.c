@@ -8,7 +8,6 @@
 #include "lines.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #define MAX_WINDOW 65536
@@ -185,9 +184,17 @@ static void submit_ready(struct jobs *jobs) {
 
 /* --------------------------------------------------------- in and out -- */
 
+static bool is_blank(const char *line, size_t n_bytes) {
+    size_t i = 0;
+    while (i < n_bytes && (line[i] == ' ' || line[i] == '\t' || line[i] == '\r')) {
+        i++;
+    }
+    return i == n_bytes;
+}
+
 static perch_status add_line(struct jobs *jobs, const char *line, size_t n_bytes, perch_error *err) {
-    if (strspn(line, " \t\r") >= n_bytes && memchr(line, '\0', n_bytes) == NULL) {
-        return PERCH_OK; /* a blank line */
+    if (is_blank(line, n_bytes)) {
+        return PERCH_OK;
     }
     struct job *job = calloc(1, sizeof(*job));
     if (job == NULL) {
