@@ -6,7 +6,7 @@
 #ifndef PERCH_ENGINE_MODEL_FIELDS_H
 #define PERCH_ENGINE_MODEL_FIELDS_H
 
-#include "engine/model/jv.h"
+#include "base/jv.h"
 
 typedef struct fields {
     const jv *object;

@@ -11,7 +11,7 @@
 #ifndef PERCH_ENGINE_MODEL_SAFETENSORS_H
 #define PERCH_ENGINE_MODEL_SAFETENSORS_H
 
-#include "engine/model/jv.h"
+#include "base/jv.h"
 
 #define SAFETENSORS_MAX_DIMS 8
 #define SAFETENSORS_MAX_HEADER 100000000u /* the format's own limit */

@@ -1,15 +1,13 @@
 /*
- * jv: JSON values. A strict reader (RFC 8259) for text that may be hostile and for memory that may run out: three allocations
- * whatever the text, no recursion deeper than JV_MAX_DEPTH, and every failure a status. (Jansson's parser, out of memory, drops
- * characters of long strings without a word, or aborts.) Beyond the standard it refuses duplicate keys, numbers that
- * don't fit a double, and the character U+0000, so that strings are C strings. An integer beyond 64 bits becomes a real.
+ * jv: JSON values, read by cJSON and laid out for looking up. cJSON, because every allocation of it may fail: Jansson's
+ * parser, out of memory, drops characters of long strings without a word, or aborts (docs/adr/0013). On top of cJSON this
+ * refuses what would make two readings of a text: bytes that are no UTF-8, repeated keys, numbers that are no finite double,
+ * U+0000 in a string (so that strings are C strings), anything behind the value.
  */
-#ifndef PERCH_ENGINE_MODEL_JV_H
-#define PERCH_ENGINE_MODEL_JV_H
+#ifndef PERCH_BASE_JV_H
+#define PERCH_BASE_JV_H
 
 #include "base/base.h"
-
-#define JV_MAX_DEPTH 64
 
 typedef enum jv_type { JV_NULL = 0, JV_FALSE, JV_TRUE, JV_INTEGER, JV_REAL, JV_STRING, JV_ARRAY, JV_OBJECT } jv_type;
 
@@ -18,7 +16,7 @@ typedef struct jv {
     uint32_t n;      /* ARRAY, OBJECT: children; STRING: bytes */
     const char *key; /* of a child of an object */
     union {
-        int64_t integer;
+        int64_t integer; /* a number without a fraction, up to 2^53 either way, where a double is exact */
         double real;
         const char *string;        /* UTF-8, 0-terminated */
         const struct jv *children; /* [n], an object's sorted by key */
@@ -29,7 +27,7 @@ typedef struct jv {
 typedef struct jv_doc {
     const jv *root;
     jv *values;
-    char *text;
+    void *tree; /* cJSON's */
 } jv_doc;
 
 /* E_FORMAT "where: line 3: ...", E_NOMEM; *out is then all zero. The text is not needed afterwards. */
