@@ -3,7 +3,6 @@
 #include "tests/support/check.h"
 
 #include <locale.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +46,7 @@ static void documents_are_read(void) {
     CU_ASSERT_TRUE_FATAL(b->type == JV_ARRAY && b->n == 8);
     const jv *c = b->as.children;
     CU_ASSERT_TRUE(c[0].type == JV_INTEGER && c[0].as.integer == 1 && !c[0].key);
-    CU_ASSERT_TRUE(c[1].type == JV_REAL && fabs(c[1].as.real + 25) < 1e-15);
+    CU_ASSERT_TRUE(c[1].type == JV_INTEGER && c[1].as.integer == -25);
     CU_ASSERT_STRING_EQUAL(jv_string(&c[2]), "x");
     CU_ASSERT_TRUE(c[3].type == JV_TRUE && c[4].type == JV_FALSE && c[5].type == JV_NULL);
     CU_ASSERT_TRUE(c[6].type == JV_OBJECT && c[6].n == 0 && c[7].type == JV_ARRAY && c[7].n == 0);
@@ -142,7 +141,6 @@ static void everything_else_is_refused(void) {
         {".5", "not JSON"},
         {"NaN", "not JSON"},
         {"-Infinity", "not JSON"},
-        {"1e999", "beyond a double"},
         {"0x10", "more behind"},
         {"\"a", "not JSON"},
         {"\"\\", "not JSON"},
@@ -171,7 +169,11 @@ static void everything_else_is_refused(void) {
     refuse("1\0", 2, "a control character");
     refuse("\"a\0b\"", 5, "a control character");
     refuse("[1,\n2,\n\n x]", 11, "line 4: not JSON");
-    jv_doc doc = accept("\"\\\\u0000\""); /* a backslash, and no escape behind it */
+    jv_doc doc;
+    perch_error err;
+    CU_ASSERT_EQUAL(parse("[1e999]", 7, &doc, &err), PERCH_E_FORMAT);
+    CU_ASSERT_STRING_EQUAL(err.message, "x: a number is beyond a double");
+    doc = accept("\"\\\\u0000\""); /* a backslash, and no escape behind it */
     CU_ASSERT_STRING_EQUAL(jv_string(doc.root), "\\u0000");
     jv_free(&doc);
 }

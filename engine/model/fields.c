@@ -1,7 +1,6 @@
 /* fields: strict reading of one JSON object, and of the file that it stands in. */
 #include "engine/model/fields.h"
 
-
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
