@@ -36,7 +36,9 @@ void progress_start(struct progress *progress, perch_options *options) {
     }
 }
 
-void progress_end(struct progress *progress) {
+void progress_end(struct progress *progress, perch_options *options) {
+    options->progress = NULL;
+    options->progress_user = NULL;
     if (progress->drawn) {
         fputs("\r\033[K", stderr);
         fflush(stderr);

@@ -17,7 +17,7 @@ struct progress {
 /* Makes options report to the bar; does nothing unless stderr is a terminal. The bar must live until progress_end. */
 void progress_start(struct progress *progress, perch_options *options);
 
-/* Wipes the bar. */
-void progress_end(struct progress *progress);
+/* Wipes the bar and takes it out of options. */
+void progress_end(struct progress *progress, perch_options *options);
 
 #endif

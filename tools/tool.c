@@ -32,7 +32,7 @@ int tool_open_engine(struct tool *tool) {
     progress_start(&progress, &tool->options);
     perch_error err = {.status = PERCH_OK};
     perch_status status = perch_engine_create(&tool->options, &tool->engine, &err);
-    progress_end(&progress);
+    progress_end(&progress, &tool->options);
     if (status != PERCH_OK) {
         return tool_fail_status(tool, &err);
     }
