@@ -74,7 +74,7 @@ static perch_status parse_options(const struct jnode *model, const struct vocab 
 /* Splits "left right" or ["left", "right"]. */
 static perch_status parse_pair(const struct jnode *rule, struct jtext pair[2], perch_error *err) {
     struct jtext text;
-    if (jnode_is(rule, J_ARRAY)) {
+    if (jnode_is(rule, JV_ARRAY)) {
         if (rule->value->n != 2) {
             return jnode_fail(rule, PERCH_E_FORMAT, err, "must be a pair of strings");
         }
@@ -180,7 +180,7 @@ static perch_status parse_merges(const struct jnode *merges, const struct vocab 
     uint32_t rank = 0;
     for (struct jnode rule = jnode_first(merges); rule.value && status == PERCH_OK; rule = jnode_next(&rule)) {
         /* A heading that old files carried over from merges.txt. */
-        if (!jnode_is(&rule, J_STRING) || strncmp(rule.doc->text + rule.value->at, version, sizeof version - 1) != 0) {
+        if (!jnode_is(&rule, JV_STRING) || strncmp(rule.value->as.string, version, sizeof version - 1) != 0) {
             status = parse_rule(&rule, vocab, rank++, out, &joined, err);
         }
     }

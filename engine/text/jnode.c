@@ -7,51 +7,38 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct jnode jnode_top(const struct jdoc *doc, const char *name) {
-    return (struct jnode){.doc = doc, .key = name, .value = doc->values};
+struct jnode jnode_top(const jv_doc *doc, const char *name) {
+    return (struct jnode){.key = name, .value = doc->root};
 }
 
 struct jnode jnode_get(const struct jnode *object, const char *key) {
-    struct jnode child = {.doc = object->doc, .parent = object, .key = key};
-    size_t n = strlen(key);
-    for (struct jnode other = jnode_first(object); other.value; other = jnode_next(&other)) {
-        struct jtext name = jnode_key(&other);
-        if (name.n == n && memcmp(name.data, key, n) == 0 && jnode_is(object, J_OBJECT)) {
-            child.value = other.value;
-            break;
-        }
-    }
-    return child;
+    return (struct jnode){.parent = object, .key = key, .value = jv_get(object->value, key)};
 }
 
-/* A child at an index of the document's values, if there is one more. */
-static struct jnode child_at(const struct jnode *parent, size_t at, size_t index) {
-    struct jnode child = {.doc = parent->doc, .parent = parent, .index = index};
+static struct jnode child_at(const struct jnode *parent, size_t index) {
+    struct jnode child = {.parent = parent, .index = index};
     if (index < parent->value->n) {
-        child.value = &parent->doc->values[at];
-        child.key = parent->value->kind == J_OBJECT ? parent->doc->text + child.value->key : NULL;
+        child.value = &parent->value->as.children[index];
+        child.key = child.value->key;
     }
     return child;
 }
 
 struct jnode jnode_first(const struct jnode *list) {
-    if (!jnode_is(list, J_ARRAY) && !jnode_is(list, J_OBJECT)) {
-        return (struct jnode){.doc = list->doc, .parent = list};
-    }
-    return child_at(list, (size_t)(list->value - list->doc->values) + 1, 0);
+    return jnode_is(list, JV_ARRAY) || jnode_is(list, JV_OBJECT) ? child_at(list, 0) : (struct jnode){.parent = list};
 }
 
 struct jnode jnode_next(const struct jnode *child) {
-    return child_at(child->parent, child->value->end, child->index + 1);
+    return child_at(child->parent, child->index + 1);
 }
 
 struct jtext jnode_key(const struct jnode *child) {
-    return (struct jtext){child->doc->text + child->value->key, child->value->key_bytes};
+    return (struct jtext){child->key, strlen(child->key)};
 }
 
-bool jnode_is(const struct jnode *node, enum jkind kind) { return node->value && node->value->kind == kind; }
+bool jnode_is(const struct jnode *node, jv_type type) { return node->value && node->value->type == type; }
 
-bool jnode_absent(const struct jnode *node) { return !node->value || node->value->kind == J_NULL; }
+bool jnode_absent(const struct jnode *node) { return !node->value || node->value->type == JV_NULL; }
 
 static void put(char *out, size_t cap, size_t *n, const char *text) {
     size_t length = strlen(text), room = cap - 1 - *n;
@@ -101,19 +88,19 @@ perch_status jnode_fail(const struct jnode *node, perch_status status, perch_err
 }
 
 perch_status jnode_want_object(const struct jnode *node, perch_error *err) {
-    return jnode_is(node, J_OBJECT) ? PERCH_OK : jnode_fail(node, PERCH_E_FORMAT, err, "must be an object");
+    return jnode_is(node, JV_OBJECT) ? PERCH_OK : jnode_fail(node, PERCH_E_FORMAT, err, "must be an object");
 }
 
 perch_status jnode_want_array(const struct jnode *node, perch_error *err) {
-    return jnode_is(node, J_ARRAY) ? PERCH_OK : jnode_fail(node, PERCH_E_FORMAT, err, "must be an array");
+    return jnode_is(node, JV_ARRAY) ? PERCH_OK : jnode_fail(node, PERCH_E_FORMAT, err, "must be an array");
 }
 
 perch_status jnode_text(const struct jnode *node, struct jtext *out, perch_error *err) {
     *out = (struct jtext){"", 0};
-    if (!jnode_is(node, J_STRING)) {
+    if (!jnode_is(node, JV_STRING)) {
         return jnode_fail(node, PERCH_E_FORMAT, err, "must be a string");
     }
-    *out = (struct jtext){node->doc->text + node->value->at, node->value->n};
+    *out = (struct jtext){node->value->as.string, node->value->n};
     return PERCH_OK;
 }
 
@@ -125,8 +112,8 @@ perch_status jnode_character(const struct jnode *node, struct jtext *out, perch_
 }
 
 perch_status jnode_bool(const struct jnode *node, bool fallback, bool *out, perch_error *err) {
-    *out = jnode_absent(node) ? fallback : jnode_is(node, J_TRUE);
-    return jnode_absent(node) || *out || jnode_is(node, J_FALSE)
+    *out = jnode_absent(node) ? fallback : jnode_is(node, JV_TRUE);
+    return jnode_absent(node) || *out || jnode_is(node, JV_FALSE)
                ? PERCH_OK
                : jnode_fail(node, PERCH_E_FORMAT, err, "must be true or false");
 }
@@ -136,10 +123,10 @@ perch_status jnode_need_bool(const struct jnode *node, bool *out, perch_error *e
 }
 
 perch_status jnode_integer(const struct jnode *node, int64_t low, int64_t high, int64_t *out, perch_error *err) {
-    if (!jnode_is(node, J_INTEGER)) {
+    if (!jnode_is(node, JV_INTEGER)) {
         return jnode_fail(node, PERCH_E_FORMAT, err, "must be an integer");
     }
-    int64_t value = node->value->integer;
+    int64_t value = node->value->as.integer;
     if (value < low || value > high) {
         return jnode_fail(node, PERCH_E_FORMAT, err, "%lld is not within %lld..%lld", (long long)value, (long long)low,
                           (long long)high);

@@ -6,14 +6,13 @@
 #ifndef PERCH_ENGINE_TEXT_JNODE_H
 #define PERCH_ENGINE_TEXT_JNODE_H
 
-#include "engine/text/jdoc.h"
+#include "base/jv.h"
 
 struct jnode {
-    const struct jdoc *doc;
     const struct jnode *parent; /* NULL: the document */
     const char *key;            /* the document's name, or the key in the parent, or NULL: an element */
     size_t index;               /* which element */
-    const struct jvalue *value; /* NULL if the key is not there */
+    const jv *value;            /* NULL if the key is not there */
 };
 
 /* A string's bytes, borrowed from the document and closed by a 0 that n does not count. */
@@ -22,7 +21,7 @@ struct jtext {
     size_t n;
 };
 
-struct jnode jnode_top(const struct jdoc *doc, const char *name);
+struct jnode jnode_top(const jv_doc *doc, const char *name);
 struct jnode jnode_get(const struct jnode *object, const char *key);
 
 /* for (child = jnode_first(&list); child.value; child = jnode_next(&child)): the children of an array or object. */
@@ -34,7 +33,7 @@ struct jtext jnode_key(const struct jnode *child);
 
 /* Not there, or null. */
 bool jnode_absent(const struct jnode *node);
-bool jnode_is(const struct jnode *node, enum jkind kind);
+bool jnode_is(const struct jnode *node, jv_type type);
 
 /* "name: a.b[2].c: message" */
 perch_status jnode_fail(const struct jnode *node, perch_status status, perch_error *err, const char *format, ...)

@@ -103,7 +103,7 @@ static perch_status parse_top(const struct jnode *top, perch_tokenizer *t, bool 
 static perch_status find_named(const struct jnode *config, const char *key, const perch_tokenizer *t, int32_t *out,
                                perch_error *err) {
     struct jnode node = jnode_get(config, key), content = jnode_get(&node, "content");
-    const struct jnode *named = jnode_is(&node, J_OBJECT) ? &content : &node;
+    const struct jnode *named = jnode_is(&node, JV_OBJECT) ? &content : &node;
     struct jtext text;
     *out = VOCAB_NONE;
     if (jnode_absent(&node)) {
@@ -125,7 +125,7 @@ static perch_status parse_chat(const struct jnode *config, perch_tokenizer *t, p
     if (jnode_absent(&node)) {
         return PERCH_OK;
     }
-    if (!jnode_is(&node, J_ARRAY)) {
+    if (!jnode_is(&node, JV_ARRAY)) {
         perch_status status = jnode_text(&node, &text, err);
         return status == PERCH_OK ? chat_detect(text, &t->chat, err) : status;
     }
@@ -182,9 +182,9 @@ static perch_status parse_config(const struct jnode *config, perch_tokenizer *t,
 static perch_status parse_config_text(const char *json, size_t n_bytes, const char *name, perch_tokenizer *t,
                                       bool has_template, perch_error *err) {
     char config_name[PERCH_PATH_CAP + 32];
-    struct jdoc doc;
+    jv_doc doc;
     snprintf(config_name, sizeof config_name, "%s (tokenizer_config.json)", name);
-    perch_status status = jdoc_parse(json, n_bytes, config_name, &doc, err);
+    perch_status status = jv_parse(json, n_bytes, config_name, &doc, err);
     if (status == PERCH_OK) {
         struct jnode config = jnode_top(&doc, config_name);
         status = jnode_want_object(&config, err);
@@ -192,13 +192,13 @@ static perch_status parse_config_text(const char *json, size_t n_bytes, const ch
             status = parse_config(&config, t, has_template, err);
         }
     }
-    jdoc_free(&doc);
+    jv_free(&doc);
     return status;
 }
 
 perch_status tokenizer_parse(const char *json, size_t n_bytes, const char *config_json, size_t n_config_bytes,
                              const char *name, perch_tokenizer **out, perch_error *err) {
-    struct jdoc doc;
+    jv_doc doc;
     bool has_template = false;
     *out = NULL;
     perch_tokenizer *t = calloc(1, sizeof *t);
@@ -206,7 +206,7 @@ perch_status tokenizer_parse(const char *json, size_t n_bytes, const char *confi
         return err_nomem(err, "a tokenizer");
     }
     t->bos = t->eos = VOCAB_NONE;
-    perch_status status = jdoc_parse(json, n_bytes, name, &doc, err);
+    perch_status status = jv_parse(json, n_bytes, name, &doc, err);
     if (status == PERCH_OK) {
         struct jnode top = jnode_top(&doc, name);
         status = jnode_want_object(&top, err);
@@ -214,7 +214,7 @@ perch_status tokenizer_parse(const char *json, size_t n_bytes, const char *confi
             status = parse_top(&top, t, &has_template, err);
         }
     }
-    jdoc_free(&doc);
+    jv_free(&doc);
     if (status == PERCH_OK && config_json) {
         status = parse_config_text(config_json, n_config_bytes, name, t, has_template, err);
     }

@@ -41,7 +41,7 @@ static void check_cases(const struct bad_case *cases, size_t n) {
 
 static void test_document(void) {
     static const struct bad_case cases[] = {
-        {"", BAD, "line 1: not a JSON value"},
+        {"", BAD, "line 1: not JSON"},
         {"[]", BAD, "must be an object"},
         {"{}", BAD, "model: must be an object"},
         {"{\"model\":[]}", BAD, "model: must be an object"},
@@ -62,14 +62,14 @@ static void test_model(void) {
         {MODEL("\"vocab\":[],\"merges\":[]"), BAD, "model.vocab: must be an object"},
         {MODEL("\"vocab\":{},\"merges\":[]"), BAD, "model.vocab: has no tokens"},
         {MODEL("\"vocab\":{\"a\":\"0\"},\"merges\":[]"), BAD, "model.vocab.a: must be an integer"},
-        {MODEL("\"vocab\":{\"a\":0.0},\"merges\":[]"), BAD, "model.vocab.a: must be an integer"},
+        {MODEL("\"vocab\":{\"a\":0.5},\"merges\":[]"), BAD, "model.vocab.a: must be an integer"},
         {MODEL("\"vocab\":{\"a\":-1},\"merges\":[]"), BAD, "model.vocab.a: -1 is not within 0..2147483646"},
         {MODEL("\"vocab\":{\"a\":2147483647},\"merges\":[]"), BAD,
          "model.vocab.a: 2147483647 is not within 0..2147483646"},
         {MODEL("\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]"), BAD, "model.vocab.b: another token has the id 0, too"},
         {MODEL("\"vocab\":{\"a\":0,\"b\":2000000},\"merges\":[]"), BAD,
          "model.vocab: ids reach 2000000, but there are only 2 tokens"},
-        {MODEL("\"vocab\":{\"a\":0,\"b\":1,\"a\":2},\"merges\":[]"), BAD, "line 1: an object that has a key twice"},
+        {MODEL("\"vocab\":{\"a\":0,\"b\":1,\"a\":2},\"merges\":[]"), BAD, "the key \"a\" stands there twice"},
         {MODEL(VOCAB), BAD, "model.merges: must be an array"},
         {MODEL(VOCAB ",\"merges\":{}"), BAD, "model.merges: must be an array"},
         {MODEL(VOCAB ",\"merges\":[7]"), BAD, "model.merges[0]: must be a string"},
@@ -212,11 +212,35 @@ static void test_templates(void) {
     CHECK_CASES(cases);
 }
 
+/* Where a node stands, in its words: one line, whatever the file has in it, and of a long path the end. */
+static void test_places(void) {
+    const jv_doc *doc = testing_doc("{\"a\":[{\"b\\nc\":1},2]}");
+    CU_ASSERT_FATAL(doc != NULL);
+    struct jnode top = jnode_top(doc, "name.json"), a = jnode_get(&top, "a"), first = jnode_first(&a);
+    struct jnode second = jnode_next(&first), inner = jnode_first(&first), absent = jnode_get(&second, "x");
+    perch_error err;
+    CU_ASSERT(jnode_fail(&top, BAD, &err, "no %s", "good\tor\nbad") == BAD && err.status == BAD);
+    CU_ASSERT_STRING_EQUAL(err.message, "name.json: no good?or?bad");
+    jnode_fail(&a, BAD, &err, "x");
+    CU_ASSERT_STRING_EQUAL(err.message, "name.json: a: x");
+    jnode_fail(&inner, BAD, &err, "x");
+    CU_ASSERT_STRING_EQUAL(err.message, "name.json: a[0].b?c: x");
+    jnode_fail(&absent, BEYOND, &err, "x");
+    CU_ASSERT_STRING_EQUAL(err.message, "name.json: a[1].x: x");
+    CU_ASSERT(!jnode_next(&second).value && !jnode_first(&second).value && !jnode_first(&absent).value);
+    char name[2000];
+    memset(name, 'n', sizeof name - 1);
+    name[sizeof name - 1] = 0;
+    top.key = name;
+    jnode_fail(&second, BAD, &err, "the end");
+    CU_ASSERT(strncmp(err.message, "...nnn", 6) == 0 && strstr(err.message, "n: a[1]: the end") != NULL);
+}
+
 static void test_config(void) {
     static const struct {
         const char *config, *message;
     } cases[] = {
-        {"{", "line 1: a member without a key"},
+        {"{", "line 1: not JSON"},
         {"[]", "must be an object"},
         {"{\"bos_token\":7}", "bos_token: must be a string"},
         {"{\"bos_token\":{}}", "bos_token.content: must be a string"},
@@ -308,10 +332,15 @@ static void test_mutations(void) {
 
 int main(int argc, char **argv) {
     static const test_case tests[] = {
-        {"the document", test_document},     {"the model", test_model},
-        {"added tokens", test_added_tokens}, {"normalizer, pre-tokenizer, decoder", test_steps},
-        {"post-processor", test_templates},  {"tokenizer_config.json", test_config},
-        {"nested sequences", test_nesting},  {"random bytes of a file changed", test_mutations},
+        {"the document", test_document},
+        {"the model", test_model},
+        {"added tokens", test_added_tokens},
+        {"normalizer, pre-tokenizer, decoder", test_steps},
+        {"post-processor", test_templates},
+        {"tokenizer_config.json", test_config},
+        {"errors name the place", test_places},
+        {"nested sequences", test_nesting},
+        {"random bytes of a file changed", test_mutations},
     };
     return test_main("parse", tests, sizeof tests / sizeof *tests, argc, argv);
 }

@@ -9,7 +9,7 @@
 static perch_status compile(const char *kind, const char *json, struct pattern *out, perch_error *err) {
     char text[1024];
     snprintf(text, sizeof text, "{\"%s\":\"%s\"}", kind, json);
-    const struct jdoc *doc = testing_doc(text);
+    const jv_doc *doc = testing_doc(text);
     if (!doc) {
         return PERCH_E_FORMAT;
     }

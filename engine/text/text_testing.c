@@ -48,11 +48,11 @@ perch_tokenizer *testing_fixture(const char *name) {
     return t;
 }
 
-const struct jdoc *testing_doc(const char *json) {
-    static struct jdoc doc;
+const jv_doc *testing_doc(const char *json) {
+    static jv_doc doc;
     perch_error err = {0};
-    jdoc_free(&doc);
-    perch_status status = jdoc_parse(json, strlen(json), "test", &doc, &err);
+    jv_free(&doc);
+    perch_status status = jv_parse(json, strlen(json), "test", &doc, &err);
     return CHECK_MSG(status == PERCH_OK, "%s", err.message) ? &doc : NULL;
 }
 

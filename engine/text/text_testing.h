@@ -18,7 +18,7 @@ perch_tokenizer *testing_tokenizer(const char *fields, const char *config);
 perch_tokenizer *testing_fixture(const char *name);
 
 /* A string of JSON as a document, which lives until the next call; NULL after a failed assertion. */
-const struct jdoc *testing_doc(const char *json);
+const jv_doc *testing_doc(const char *json);
 
 /* Checks that a stream gives whole characters, joined what decoding at once gives, which is left in *out. */
 void testing_decode(const perch_tokenizer *t, const int32_t *tokens, size_t n, uint32_t flags, struct text_buf *out);

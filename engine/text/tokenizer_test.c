@@ -22,7 +22,7 @@ static int32_t *encode(const perch_tokenizer *t, const char *text, size_t n, uin
 
 static void check_ids(const struct jnode *want, const char *fixture, const int32_t *got, size_t n) {
     size_t same = 0;
-    for (struct jnode id = jnode_first(want); id.value && same < n && got[same] == id.value->integer;
+    for (struct jnode id = jnode_first(want); id.value && same < n && got[same] == id.value->as.integer;
          id = jnode_next(&id)) {
         same++;
     }
@@ -55,7 +55,7 @@ static void check_golden_tokens(const perch_tokenizer *t, const char *fixture, c
     int32_t tokens[256];
     size_t n = 0;
     for (struct jnode id = jnode_first(&ids); id.value && n < 256; id = jnode_next(&id)) {
-        tokens[n++] = (int32_t)id.value->integer;
+        tokens[n++] = (int32_t)id.value->as.integer;
     }
     CU_ASSERT(n == ids.value->n);
     for (size_t i = 0; i < 2; i++) {
@@ -76,11 +76,11 @@ static void test_goldens(void) {
         snprintf(path, sizeof path, "tests/goldens/text/%s.json", fixtures[i]);
         perch_tokenizer *t = testing_fixture(fixtures[i]);
         char *json = testing_read(path, &n);
-        const struct jdoc *doc = json ? testing_doc(json) : NULL;
+        const jv_doc *doc = json ? testing_doc(json) : NULL;
         if (t && doc) {
             struct jnode top = jnode_top(doc, path), texts = jnode_get(&top, "encode"),
                          lists = jnode_get(&top, "decode");
-            CU_ASSERT(texts.value->n >= 40 && lists.value->n >= 60);
+            CU_ASSERT(texts.value->n >= 38 && lists.value->n >= 60);
             for (struct jnode entry = jnode_first(&texts); entry.value; entry = jnode_next(&entry)) {
                 check_golden_text(t, fixtures[i], &entry);
             }
@@ -454,7 +454,7 @@ static void test_files(void) {
     put_file(folder, names[3], "{\n\"model\":");
     snprintf(path, sizeof path, "%s/bad.json", folder);
     CU_ASSERT(perch_tokenizer_create(path, &t, &err) == PERCH_E_FORMAT);
-    snprintf(expect, sizeof expect, "%s: line 2: not a JSON value", path);
+    snprintf(expect, sizeof expect, "%s: line 2: not JSON", path);
     CU_ASSERT_STRING_EQUAL(err.message, expect);
     CU_ASSERT(perch_tokenizer_create("/dev/null", &t, &err) == PERCH_E_IO);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {

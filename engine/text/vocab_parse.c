@@ -26,7 +26,7 @@ static perch_status count_token(const struct jnode *id, struct jtext text, struc
 
 static perch_status add_model_tokens(const struct jnode *node, struct vocab *out, perch_error *err) {
     for (struct jnode entry = jnode_first(node); entry.value; entry = jnode_next(&entry)) {
-        int32_t id = (int32_t)entry.value->integer;
+        int32_t id = (int32_t)entry.value->as.integer;
         if (out->flags[id]) {
             return jnode_fail(&entry, PERCH_E_FORMAT, err, "another token has the id %d, too", id);
         }

@@ -39,7 +39,7 @@ TEXTS = [
     "\u00a0\u3000x\u2028y",
     "wait, wait...  wait!?!", "<s>The perch</s>", "The <s> perch </s> waits", "<|begin_of_text|>x<|eot_id|>\n y",
     "<mask>", "a <mask> b", "a<mask>b", "a  <mask>  b <mask>", "shoal shoals reshoal shoal!", "KEEP  keep Keep",
-    "Zander zander", "\u0000", "a\u0000b", "\ufeffx", "▁▁x ▁y", "<0x41>", "İstanbul ǅ ß", "<unk>",
+    "Zander zander", "\ufeffx", "▁▁x ▁y", "<0x41>", "İstanbul ǅ ß", "<unk>",
 ]
 
 
@@ -205,7 +205,8 @@ def golden(doc, rng):
     for ids in lists:
         entry = {"ids": ids, "text": decoder.decode(ids, skip_special_tokens=True),
                  "special_text": decoder.decode(ids, skip_special_tokens=False)}
-        if entry not in decode:
+        # A JSON text of ours has no U+0000.
+        if entry not in decode and "\0" not in entry["special_text"]:
             decode.append(entry)
     return {"encode": encode, "decode": decode}
 
