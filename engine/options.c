@@ -47,7 +47,7 @@ static const option table[] = {
     {INFO("engine", "queue_full", "wait | refuse", "wait", "What a submit does that finds the queue full."),
      FIELD(queue_full), .kind = OPTION_WORD, .info.range = ""},
     {INFO("engine", "session_len", "integer | auto", "auto",
-          "Tokens a sequence can hold; auto is the model's max_position_embeddings."),
+          "Tokens a sequence can hold; auto is the model's positions, as RoPE scaling extends them."),
      FIELD(session_len), .kind = OPTION_U32, .automatic = true, RANGE(1, 16777216)},
     {INFO("engine", "max_batch_size", "integer", "16", "Rows of the persistent batch, each with a slot."),
      FIELD(max_batch_size), .kind = OPTION_U32, RANGE(1, 4096)},
@@ -84,7 +84,9 @@ static const option table[] = {
           "Pages mapped at once as a sequence grows; -1 is the whole session_len ahead of time."),
      FIELD(cache_chunk_size), .kind = OPTION_I32, .fits = is_chunk_size, .info.range = "-1 or 1..1048576"},
     {INFO("cache", "cache_max_entry_count", "real", "0.8",
-          "Size of the page pool: below 1 a share of the free memory, from 1 on a number of full-length sequences."),
+          "Size of the page pool: below 1 a share of the free memory (at most room for 16 full-length sequences a "
+          "slot), "
+          "from 1 on a number of full-length sequences."),
      FIELD(cache_max_entry_count), .kind = OPTION_REAL, .fits = is_entry_count,
      .info.range = "0 < x < 1 or an integer 1..1000000"},
     {INFO("cache", "cache_bytes", "bytes", "0", "Size of the page pool outright; 0 is by cache_max_entry_count."),

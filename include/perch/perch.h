@@ -102,13 +102,13 @@ typedef struct perch_options {
     /* [engine] */
     perch_device device;
     perch_queue_full queue_full; /* a submit that finds the queue full waits, or is refused */
-    uint32_t session_len;        /* tokens a sequence can hold; 0 = the model's max_position_embeddings */
-    uint32_t max_batch_size;     /* rows of the persistent batch = slots, 1..4096 */
-    uint32_t max_step_tokens;    /* tokens one step computes at most (decode rows + prefill chunks) */
-    uint32_t prefill_reserve;    /* tokens of a step kept for prefill however many rows decode */
-    uint32_t queue_size;         /* requests that may wait */
-    uint32_t age_steps;          /* steps of waiting that raise a request's priority by one; 0 = never */
-    uint32_t bypass_limit;       /* admissions that may overtake a request that waits for memory */
+    uint32_t session_len;     /* tokens a sequence can hold; 0 = the model's positions, as RoPE scaling extends them */
+    uint32_t max_batch_size;  /* rows of the persistent batch = slots, 1..4096 */
+    uint32_t max_step_tokens; /* tokens one step computes at most (decode rows + prefill chunks) */
+    uint32_t prefill_reserve; /* tokens of a step kept for prefill however many rows decode */
+    uint32_t queue_size;      /* requests that may wait */
+    uint32_t age_steps;       /* steps of waiting that raise a request's priority by one; 0 = never */
+    uint32_t bypass_limit;    /* admissions that may overtake a request that waits for memory */
 
     /* [model] */
     char path[PERCH_PATH_CAP];           /* Hugging Face directory (with weights = random: or a config.json) */
@@ -145,8 +145,8 @@ typedef struct perch_options {
 typedef struct perch_option_info {
     const char *section;
     const char *key;
-    const char *type;          /* "integer", "real", "bytes" (each perhaps " | auto"), "path", or the words, as "a | b" */
-    const char *range;         /* e.g. "1..4096"; "" where the type says it all */
+    const char *type;  /* "integer", "real", "bytes" (each perhaps " | auto"), "path", or the words, as "a | b" */
+    const char *range; /* e.g. "1..4096"; "" where the type says it all */
     const char *default_value; /* as perch_options_set would take it */
     const char *help;          /* one sentence */
 } perch_option_info;
@@ -255,7 +255,7 @@ typedef struct perch_engine perch_engine;
 
 /* What memory goes where; all sizes in bytes. The engine keeps to it from start to end. */
 typedef struct perch_plan {
-    size_t struct_size; /* set by the caller: sizeof(perch_plan) */
+    size_t struct_size;          /* set by the caller: sizeof(perch_plan) */
     uint64_t free_bytes;         /* free when the plan was made; on the CPU the cgroup's limit counts */
     uint64_t weights_bytes;      /* as the backend stores them */
     uint64_t workspace_bytes;    /* activations, logits, tables */
@@ -265,7 +265,7 @@ typedef struct perch_plan {
     uint64_t kv_bytes_per_token; /* of one sequence, all layers */
     uint64_t group_bytes;        /* of 16 tokens */
     uint64_t page_bytes;
-    uint64_t sequence_bytes;   /* of one full-length sequence, in whole pages */
+    uint64_t sequence_bytes; /* of one full-length sequence, in whole pages */
     uint32_t n_pages;
     uint32_t n_slots;
     uint32_t session_len;
@@ -283,28 +283,28 @@ typedef struct perch_plan {
  * live = held by sequences in the batch, cached = held by idle ones.
  */
 typedef struct perch_stats {
-    size_t struct_size; /* set by the caller: sizeof(perch_stats) */
-    perch_status status;             /* sticky: not OK once the engine is dead */
+    size_t struct_size;  /* set by the caller: sizeof(perch_stats) */
+    perch_status status; /* sticky: not OK once the engine is dead */
     uint32_t reserved0;
     uint64_t steps;
-    uint64_t step_us;                /* sum of the steps' times */
-    uint64_t host_us;                /* of which: scheduling, sampling and commit */
-    uint64_t prefill_tokens;         /* computed as prompt, re-prefill included */
-    uint64_t reprefill_tokens;       /* of which: had been computed before and were evicted */
-    uint64_t decode_tokens;          /* generated */
+    uint64_t step_us;          /* sum of the steps' times */
+    uint64_t host_us;          /* of which: scheduling, sampling and commit */
+    uint64_t prefill_tokens;   /* computed as prompt, re-prefill included */
+    uint64_t reprefill_tokens; /* of which: had been computed before and were evicted */
+    uint64_t decode_tokens;    /* generated */
     uint64_t requests_submitted, requests_finished, requests_cancelled, requests_failed;
     uint64_t hits, partial_hits, misses, first_turns; /* at admission; first_turns had nothing to hit */
-    uint64_t cached_tokens;          /* prompt tokens that admissions found in the cache */
-    uint64_t evictions;              /* sequences that lost pages */
+    uint64_t cached_tokens;                           /* prompt tokens that admissions found in the cache */
+    uint64_t evictions;                               /* sequences that lost pages */
     uint64_t evicted_pages;
     uint64_t preemptions;
-    uint64_t copied_pages;           /* copy-on-write */
-    uint64_t mapped_pages, unmapped_pages; /* commands executed */
-    uint32_t rows_running;           /* gauge */
-    uint32_t requests_waiting;       /* gauge */
-    uint64_t sequences_open;         /* gauge */
-    uint64_t sequences_resident;     /* gauge: hold pages, idle */
-    uint32_t slots_total, slots_active;              /* gauge */
+    uint64_t copied_pages;                                      /* copy-on-write */
+    uint64_t mapped_pages, unmapped_pages;                      /* commands executed */
+    uint32_t rows_running;                                      /* gauge */
+    uint32_t requests_waiting;                                  /* gauge */
+    uint64_t sequences_open;                                    /* gauge */
+    uint64_t sequences_resident;                                /* gauge: hold pages, idle */
+    uint32_t slots_total, slots_active;                         /* gauge */
     uint32_t pages_total, pages_free, pages_live, pages_cached; /* gauge */
 } perch_stats;
 
@@ -418,12 +418,14 @@ typedef struct perch_request {
     perch_sequence_id sequence;
     const int32_t *tokens; /* [n_tokens] appended; may be empty if the sequence is not */
     size_t n_tokens;
-    uint32_t max_tokens;    /* generated at most; 0 = none: compute the KV (and prompt log-probabilities), then end */
-    uint32_t min_tokens;    /* EOS, stop tokens and stop strings do nothing before */
-    uint32_t n_completions; /* >= 1: completions of the one prompt by forks; the sequence itself becomes the first */
-    uint32_t flags;         /* PERCH_REQUEST_* */
-    int32_t priority;       /* -8..7, higher first; ages */
-    uint32_t timeout_ms;    /* deadline from now; 0 = none. At the deadline it ends with what it has */
+    uint32_t max_tokens; /* generated at most; 0 = none: compute the KV (and prompt log-probabilities), then end */
+    uint32_t min_tokens; /* EOS, stop tokens and stop strings do nothing before */
+    uint32_t
+        n_completions;   /* 1..256 completions of the one prompt. The first is the sequence's own; the others are made
+                               by forks that share its KV and are closed when they end */
+    uint32_t flags;      /* PERCH_REQUEST_* */
+    int32_t priority;    /* -8..7, higher first; ages */
+    uint32_t timeout_ms; /* deadline from now; 0 = none. At the deadline it ends with what it has */
     const int32_t *stop_tokens; /* [n_stop_tokens] beside the model's EOS; end the request, stay in the sequence */
     size_t n_stop_tokens;
     const char *const *stop_strings; /* [n_stop_strings], 0-terminated, 1..256 bytes; not part of the text returned */
@@ -459,13 +461,13 @@ typedef enum perch_event_type {
 
 typedef enum perch_finish {
     PERCH_FINISH_NONE = 0,
-    PERCH_FINISH_EOS = 1,         /* the model's end-of-sequence token */
+    PERCH_FINISH_EOS = 1, /* the model's end-of-sequence token */
     PERCH_FINISH_STOP_TOKEN = 2,
     PERCH_FINISH_STOP_STRING = 3,
-    PERCH_FINISH_LENGTH = 4,      /* max_tokens */
+    PERCH_FINISH_LENGTH = 4, /* max_tokens */
     PERCH_FINISH_CANCELLED = 5,
     PERCH_FINISH_TIMEOUT = 6,
-    PERCH_FINISH_ERROR = 7        /* status and message say what */
+    PERCH_FINISH_ERROR = 7 /* status and message say what */
 } perch_finish;
 
 typedef struct perch_logprob {
@@ -490,18 +492,19 @@ typedef struct perch_event {
     size_t n_tokens;
     const char *text; /* [text_bytes] + 0: what they add to the text; whole UTF-8 characters; "" without a tokenizer */
     size_t text_bytes;
-    const float *logprobs;            /* [n_tokens], or NULL if not asked for */
+    const float *logprobs;             /* [n_tokens], or NULL if not asked for */
     const perch_logprob *top_logprobs; /* [n_tokens][n_top], best first, or NULL */
     uint32_t n_top;
     uint32_t reserved0;
-    const float *prompt_logprobs; /* DONE of PROMPT_LOGPROBS: [n_prompt_logprobs]; NaN for a token with nothing before */
+    const float
+        *prompt_logprobs; /* DONE of PROMPT_LOGPROBS: [n_prompt_logprobs]; NaN for a token with nothing before */
     size_t n_prompt_logprobs;
     /* DONE: usage */
-    uint64_t prompt_tokens;     /* the conversation's length before generation */
-    uint64_t cached_tokens;     /* of which had their KV in the cache at admission */
-    uint64_t completion_tokens; /* generated */
+    uint64_t prompt_tokens;                   /* the conversation's length before generation */
+    uint64_t cached_tokens;                   /* of which had their KV in the cache at admission */
+    uint64_t completion_tokens;               /* generated */
     uint64_t queue_us, prefill_us, decode_us; /* submit..admission, ..first token, ..end */
-    void *storage; /* private */
+    void *storage;                            /* private */
 } perch_event;
 
 /* Makes an event ready for its first perch_next. struct_size is sizeof(perch_event). */
