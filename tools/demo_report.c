@@ -150,9 +150,10 @@ void demo_report_example(const struct demo_run *run) {
     }
     const struct demo_turn *asked = &best->conversation->turns[best_turn];
     int width = (int)strlen(best->conversation->name);
-    printf("\n%s turn %2zu  \"%s\"  then evicted %llu times\n%*s turn %2zu  \"%s\"  \"%s\"\n", best->conversation->name,
-           asked->told + 1, best->conversation->turns[asked->told].user, (ull)most, width, "", best_turn + 1,
-           asked->user, best->answers[best_turn].text.data);
+    printf("\n%s turn %2zu  %s\n", best->conversation->name, asked->told + 1,
+           best->conversation->turns[asked->told].user);
+    printf("%*s turn %2zu  %s  %s\n", width, "", best_turn + 1, asked->user, best->answers[best_turn].text.data);
+    printf("%*s evicted %llu times between them\n", width, "", (ull)most);
 }
 
 /* ---------------------------------------------------------------- verdict -- */
@@ -180,11 +181,11 @@ bool demo_report_verdict(const struct demo_run *evicting, const struct demo_run 
     print_wrong(full, "all in memory");
     printf("\n%s%s", colour ? (right ? "\033[32m" : "\033[31m") : "", right ? "all right: " : "FAILED: ");
     if (n_wrong > 0) {
-        printf("%zu wrong answers; ", n_wrong);
+        printf("%zu wrong answers, ", n_wrong);
     } else if (right) {
-        printf("every answer; ");
+        printf("every answer, ");
     }
-    printf("transcripts %s", same ? "the same byte for byte" : "differ");
+    printf("transcripts %s", same ? "identical" : "differ");
     if (full->stats.evictions > 0) {
         printf("; the second run was to evict nothing");
     } else if (evicting->stats.evictions == 0) {

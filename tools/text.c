@@ -55,18 +55,18 @@ perch_status text_add(struct text *text, const char *data, size_t n_bytes, perch
 
 perch_status text_addf(struct text *text, perch_error *err, const char *format, ...) {
     va_list args;
+    va_list again;
     va_start(args, format);
+    va_copy(again, args);
     int n_bytes = vsnprintf(NULL, 0, format, args);
     va_end(args);
     perch_status status = n_bytes >= 0 ? text_reserve(text, (size_t)n_bytes, err) : tool_nomem(err);
-    if (status != PERCH_OK) {
-        return status;
+    if (status == PERCH_OK) {
+        vsnprintf(text->data + text->n_bytes, (size_t)n_bytes + 1, format, again);
+        text->n_bytes += (size_t)n_bytes;
     }
-    va_start(args, format);
-    vsnprintf(text->data + text->n_bytes, (size_t)n_bytes + 1, format, args);
-    va_end(args);
-    text->n_bytes += (size_t)n_bytes;
-    return PERCH_OK;
+    va_end(again);
+    return status;
 }
 
 void text_free(struct text *text) {
