@@ -32,6 +32,18 @@ for key in engine.session_len model.path cache.cache_chunk_size sampling.top_p p
     has "the list" "$key" "$out"
 done
 
+t "docs/cli.md tells of every command, flag and [bench] key"
+manual=$(cat docs/cli.md)
+for c in $commands; do
+    has "docs/cli.md" "## perch $c" "$manual"
+    for flag in $("$perch" "$c" --help | sed -n 's/^  \(--*[a-z-]*\) .*/\1/p'); do
+        has "docs/cli.md, for perch $c," "$flag" "$manual"
+    done
+done
+for key in $("$perch" --keys | sed -n 's/^bench\.\([a-z_]*\) .*/\1/p'); do
+    has "docs/cli.md" "| \`$key\` |" "$manual"
+done
+
 t "no command, or an unknown one, is one line and exit code 2"
 run "$perch"
 same "the exit code" 2 "$code"
