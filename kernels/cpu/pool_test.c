@@ -94,7 +94,9 @@ static void all_threads_take_part_also_after_a_sleep(void) {
     for (int i = 0; pool != NULL && i < 20; i++) {
         meeting m = {.wanted = 4};
         cpu_pool_run(pool, 4, meet, &m);
-        CHECK_MSG(!m.timed_out, "section %d: %u of 4 threads came", i, atomic_load(&m.arrived));
+        if (!CHECK_MSG(!m.timed_out, "section %d: %u of 4 threads came", i, atomic_load(&m.arrived))) {
+            break;
+        }
         usleep(i % 2 ? 3000 : 0);
     }
     cpu_pool_close(pool);
