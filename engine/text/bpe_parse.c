@@ -129,7 +129,7 @@ static void add_joint(struct bpe *bpe, struct jtext left, struct jtext right) {
 
 static perch_status parse_rule(const struct jnode *rule, const struct vocab *vocab, uint32_t rank, struct bpe *out,
                                struct text_buf *joined, perch_error *err) {
-    struct jtext pair[2];
+    struct jtext pair[2] = {{"", 0}, {"", 0}};
     int32_t left, right, id;
     perch_status status = parse_pair(rule, pair, err);
     if (status == PERCH_OK) {
