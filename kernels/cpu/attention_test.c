@@ -2,7 +2,7 @@
  * Rotary embedding, the KV cache and attention against the reference in double: sequences that grow by chunks over what is
  * cached, many rows a step, all classes of head size, groups of heads, windows, and both ways to find a group of KV.
  */
-#include "kernels/cpu/pair.h"
+#include "kernels/cpu/pair_testing.h"
 
 #include "kernels/cpu/convert.h"
 

@@ -4,7 +4,7 @@
  */
 #include "kernels/cpu/convert.h"
 #include "kernels/cpu/isa.h"
-#include "kernels/cpu/pair.h"
+#include "kernels/cpu/pair_testing.h"
 
 #include <math.h>
 #include <stdlib.h>

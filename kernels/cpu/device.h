@@ -21,7 +21,6 @@ typedef struct cpu_region {
 typedef struct cpu_buffer {
     cpu_region region;
     struct cpu_buffer *next;
-    struct cpu_buffer *previous;
 } cpu_buffer;
 
 /* Words [panel][word of n_in][CPU_PANEL outputs]; outputs and inputs behind the last are 0. */
@@ -32,7 +31,6 @@ struct kernels_weight {
     uint32_t n_panels;
     size_t n_words; /* of one row */
     struct kernels_weight *next;
-    struct kernels_weight *previous;
 };
 
 /* KV memory: one memfd; slots are places side by side in one reserved range. */

@@ -2,7 +2,7 @@
  * Everything that the backend asks the system for fails once: memory, mappings, the memfd, threads. Each time an error comes
  * back, nothing is left behind, and the same works once the system gives it.
  */
-#include "kernels/cpu/pair.h"
+#include "kernels/cpu/pair_testing.h"
 
 #include <errno.h>
 #include <inttypes.h>

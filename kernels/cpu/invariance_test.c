@@ -4,7 +4,7 @@
  *
  * The subject is a whole layer with everything that a model has, from embedding to logits.
  */
-#include "kernels/cpu/pair.h"
+#include "kernels/cpu/pair_testing.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -3,7 +3,7 @@
  * be reached, runs are one call, and shapes that can't work are refused when the memory is opened.
  */
 #include "kernels/cpu/device.h"
-#include "kernels/cpu/pair.h"
+#include "kernels/cpu/pair_testing.h"
 
 #include <inttypes.h>
 #include <setjmp.h>

@@ -2,7 +2,7 @@
  * Every row and matrix operation against the reference in double, on random shapes. u = 2^-24 is f32's rounding error. Where a
  * bound is statistical it says so; the others hold for any input.
  */
-#include "kernels/cpu/pair.h"
+#include "kernels/cpu/pair_testing.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -82,41 +82,32 @@ perch_status cpu_alloc(kernels_device *device, size_t bytes, void **out, perch_e
         return status;
     }
     buffer->next = device->buffers;
-    if (device->buffers != NULL) {
-        device->buffers->previous = buffer;
-    }
     device->buffers = buffer;
     *out = buffer->region.data;
     return PERCH_OK;
 }
 
-static void buffer_close(kernels_device *device, cpu_buffer *buffer) {
-    if (buffer->previous != NULL) {
-        buffer->previous->next = buffer->next;
-    } else {
-        device->buffers = buffer->next;
-    }
-    if (buffer->next != NULL) {
-        buffer->next->previous = buffer->previous;
-    }
-    cpu_region_close(&buffer->region);
-    free(buffer);
-}
-
 /* Looks for the buffer: there are tens of them, and they are freed when the engine ends. */
 void cpu_free(kernels_device *device, void *data) {
-    for (cpu_buffer *buffer = data != NULL ? device->buffers : NULL; buffer != NULL; buffer = buffer->next) {
-        if (buffer->region.data == data) {
-            buffer_close(device, buffer);
-            return;
-        }
+    cpu_buffer **link = &device->buffers;
+    while (*link != NULL && (*link)->region.data != data) {
+        link = &(*link)->next;
+    }
+    cpu_buffer *buffer = *link;
+    if (data != NULL && buffer != NULL) {
+        *link = buffer->next;
+        cpu_region_close(&buffer->region);
+        free(buffer);
     }
 }
 
 void cpu_free_all(kernels_device *device) {
-    while (device->buffers != NULL) {
-        buffer_close(device, device->buffers);
+    for (cpu_buffer *buffer = device->buffers, *next; buffer != NULL; buffer = next) {
+        next = buffer->next;
+        cpu_region_close(&buffer->region);
+        free(buffer);
     }
+    device->buffers = NULL;
 }
 
 perch_status cpu_upload(kernels_device *device, void *to, const void *from_host, size_t bytes, perch_error *err) {

@@ -3,7 +3,7 @@
  * own limits.
  */
 #include "kernels/cpu/device.h"
-#include "kernels/cpu/pair.h"
+#include "kernels/cpu/pair_testing.h"
 
 #include <inttypes.h>
 #include <stdio.h>

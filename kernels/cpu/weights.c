@@ -42,34 +42,30 @@ perch_status cpu_weight_create(kernels_device *device, uint32_t n_out, uint32_t 
     weight->n_panels = n_out / CPU_PANEL + (n_out % CPU_PANEL != 0 ? 1 : 0);
     weight->n_words = device->bf16 ? ((size_t)n_in + 1) / 2 : n_in;
     weight->next = device->weights;
-    if (device->weights != NULL) {
-        device->weights->previous = weight;
-    }
     device->weights = weight;
     *out = weight;
     return PERCH_OK;
 }
 
 void cpu_weight_destroy(kernels_device *device, kernels_weight *weight) {
-    if (weight == NULL) {
-        return;
+    kernels_weight **link = &device->weights;
+    while (*link != NULL && *link != weight) {
+        link = &(*link)->next;
     }
-    if (weight->previous != NULL) {
-        weight->previous->next = weight->next;
-    } else {
-        device->weights = weight->next;
+    if (weight != NULL && *link == weight) {
+        *link = weight->next;
+        cpu_region_close(&weight->region);
+        free(weight);
     }
-    if (weight->next != NULL) {
-        weight->next->previous = weight->previous;
-    }
-    cpu_region_close(&weight->region);
-    free(weight);
 }
 
 void cpu_weight_destroy_all(kernels_device *device) {
-    while (device->weights != NULL) {
-        cpu_weight_destroy(device, device->weights);
+    for (kernels_weight *weight = device->weights, *next; weight != NULL; weight = next) {
+        next = weight->next;
+        cpu_region_close(&weight->region);
+        free(weight);
     }
+    device->weights = NULL;
 }
 
 /* Where element (output, input) lies, counted in elements. */
@@ -95,8 +91,8 @@ static void convert_words(const pack *p, size_t row, size_t word, size_t n_words
     size_t n = n_in - first < n_words * in_word ? n_in - first : n_words * in_word;
     size_t source_bytes = p->dtype == KERNELS_F32 ? 4 : 2;
     const uint8_t *from = p->rows + ((row - p->first) * n_in + first) * source_bytes;
-    float values[PACK_WORDS * 2];
-    uint16_t halves[PACK_WORDS * 2];
+    float values[PACK_WORDS * 2] = {0};
+    uint16_t halves[PACK_WORDS * 2] = {0};
     if (p->dtype == KERNELS_F32) {
         memcpy(values, from, n * sizeof values[0]);
     } else {

@@ -1,5 +1,5 @@
-/* pair: see pair.h. */
-#include "kernels/cpu/pair.h"
+/* pair: see pair_testing.h. */
+#include "kernels/cpu/pair_testing.h"
 
 #include "kernels/cpu/isa.h"
 #include "tests/support/reference_backend.h"

@@ -1,8 +1,8 @@
 /*
  * pair: for tests, the CPU backend and the reference in double side by side, fed with the same numbers.
  */
-#ifndef PERCH_KERNELS_CPU_PAIR_H
-#define PERCH_KERNELS_CPU_PAIR_H
+#ifndef PERCH_KERNELS_CPU_PAIR_TESTING_H
+#define PERCH_KERNELS_CPU_PAIR_TESTING_H
 
 #include "kernels/kernels.h"
 #include "tests/support/check.h"
