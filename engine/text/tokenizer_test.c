@@ -416,6 +416,29 @@ static void test_special_tokens_in_text(void) {
     perch_tokenizer_destroy(t);
 }
 
+/* An added token is none of the model's: not a word that stays whole, and not a character. */
+static void test_added_tokens_are_not_the_models(void) {
+#define ADDED(id, content)                                                                                             \
+    "{\"id\":" id ",\"content\":\"" content                                                                            \
+    "\",\"special\":true,\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"                                     \
+    "\"normalized\":false}"
+    perch_tokenizer *t = testing_tokenizer(
+        "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1},\"merges\":[],\"ignore_merges\":true},"
+        "\"added_tokens\":[" ADDED("2", "ab") "," ADDED("3", "c") "," ADDED("4", "\xE9\xB1\xBC") "]",
+        NULL);
+    int32_t ids[8];
+    size_t n;
+    CU_ASSERT_FATAL(t != NULL);
+    CU_ASSERT(perch_tokenizer_encode(t, "ab", 2, 0, ids, 8, &n, NULL) == PERCH_OK && n == 2 && ids[0] == 0 &&
+              ids[1] == 1);
+    CU_ASSERT(perch_tokenizer_encode(t, "ab", 2, PERCH_ENCODE_SPECIAL, ids, 8, &n, NULL) == PERCH_OK && n == 1 &&
+              ids[0] == 2);
+    CU_ASSERT(perch_tokenizer_encode(t, "c\xE9\xB1\xBC", 4, 0, ids, 8, &n, NULL) == PERCH_OK && n == 0);
+    CU_ASSERT(perch_tokenizer_encode(t, "c\xE9\xB1\xBC", 4, PERCH_ENCODE_SPECIAL, ids, 8, &n, NULL) == PERCH_OK &&
+              n == 2);
+    perch_tokenizer_destroy(t);
+}
+
 static void put_file(const char *folder, const char *name, const char *text) {
     char path[256];
     snprintf(path, sizeof path, "%s/%s", folder, name);
@@ -477,6 +500,7 @@ int main(int argc, char **argv) {
         {"arguments that make no sense", test_bad_arguments},
         {"BOS and EOS from template and configuration", test_bos_and_eos},
         {"special tokens in the text count when asked for", test_special_tokens_in_text},
+        {"added tokens are not the model's", test_added_tokens_are_not_the_models},
         {"files are found, and named in errors", test_files},
     };
     return test_main("tokenizer", tests, sizeof tests / sizeof *tests, argc, argv);

@@ -219,8 +219,9 @@ PERCH_API int32_t perch_tokenizer_eos(const perch_tokenizer *tokenizer);
 
 /*
  * Decoding as a stream: push gives the text that token adds and never ends within a UTF-8 character; flush gives what is
- * held back. *text is borrowed until the next call on the stream, closed by a 0 that *n_bytes does not count.
- * The pieces joined are what perch_tokenizer_decode gives for all tokens at once. The tokenizer must outlive the stream.
+ * held back, and then the stream is as new. *text is borrowed until the next call on the stream, closed by a 0 that
+ * *n_bytes does not count. The pieces joined are what perch_tokenizer_decode gives for all tokens at once. The tokenizer
+ * must outlive the stream.
  */
 PERCH_API perch_status perch_tokenizer_stream_create(const perch_tokenizer *tokenizer, uint32_t flags,
                                                      perch_tokenizer_stream **out, perch_error *err);
@@ -243,7 +244,8 @@ typedef struct perch_chat_message {
  * one that tokenizer_config.json's chat_template is, or "chatml", "llama2", "llama3", "mistral", "plain".
  * first: whether the first message opens the conversation; 0 gives the text to append to a conversation whose last
  * message was a generated answer. The text ends where the assistant's answer begins, and is to be encoded with
- * PERCH_ENCODE_SPECIAL (and PERCH_ENCODE_BOS for the first). E_UNSUPPORTED: a template perch does not know.
+ * PERCH_ENCODE_SPECIAL (and PERCH_ENCODE_BOS for the first). A system message that the template itself brings along is
+ * rendered where format is NULL, and in no named format. E_UNSUPPORTED: a template perch does not know.
  */
 PERCH_API perch_status perch_chat_render(const perch_tokenizer *tokenizer, const char *format,
                                          const perch_chat_message *messages, size_t n, int first, char *text,
