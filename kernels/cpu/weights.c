@@ -91,14 +91,14 @@ static void convert_words(const pack *p, size_t row, size_t word, size_t n_words
     size_t n = n_in - first < n_words * in_word ? n_in - first : n_words * in_word;
     size_t source_bytes = p->dtype == KERNELS_F32 ? 4 : 2;
     const uint8_t *from = p->rows + ((row - p->first) * n_in + first) * source_bytes;
-    float values[PACK_WORDS * 2] = {0};
-    uint16_t halves[PACK_WORDS * 2] = {0};
+    float values[PACK_WORDS * 2];
     if (p->dtype == KERNELS_F32) {
         memcpy(values, from, n * sizeof values[0]);
     } else {
-        memcpy(halves, from, n * sizeof halves[0]);
         for (size_t i = 0; i < n; i++) {
-            values[i] = p->dtype == KERNELS_F16 ? f16_to_f32(halves[i]) : bf16_to_f32(halves[i]);
+            uint16_t half; /* rows need not be aligned: a checkpoint's may lie anywhere in its file */
+            memcpy(&half, from + i * sizeof half, sizeof half);
+            values[i] = p->dtype == KERNELS_F16 ? f16_to_f32(half) : bf16_to_f32(half);
         }
     }
     if (p->bf16) {
@@ -116,16 +116,16 @@ static void pack_panel(void *context, size_t task, uint32_t thread) {
     size_t first = panel * CPU_PANEL > p->first ? panel * CPU_PANEL : p->first;
     size_t last = (panel + 1) * CPU_PANEL < p->last ? (panel + 1) * CPU_PANEL : p->last;
     uint32_t *words = (uint32_t *)weight->region.data + panel * weight->n_words * CPU_PANEL;
-    uint32_t tile[CPU_PANEL][PACK_WORDS];
+    uint32_t tile[CPU_PANEL][PACK_WORDS] = {{0}};
     for (size_t word = 0; word < weight->n_words; word += PACK_WORDS) {
         size_t n_words = weight->n_words - word < PACK_WORDS ? weight->n_words - word : PACK_WORDS;
         for (size_t row = first; row < last; row++) {
             convert_words(p, row, word, n_words, tile[row - first]);
         }
         for (size_t k = 0; k < n_words; k++) {
-            uint32_t *to = words + (word + k) * CPU_PANEL + first % CPU_PANEL;
-            for (size_t row = 0; row < last - first; row++) {
-                to[row] = tile[row][k];
+            uint32_t *to = words + (word + k) * CPU_PANEL;
+            for (size_t row = first; row < last; row++) {
+                to[row % CPU_PANEL] = tile[row - first][k];
             }
         }
     }
