@@ -114,6 +114,7 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
     }
     uint64_t fixed = plan->weights_bytes + plan->workspace_bytes + plan->host_bytes;
     uint64_t left = plan->free_bytes > fixed ? plan->free_bytes - fixed : 0;
+    plan->total_bytes = fixed;
     perch_status status = choose_n_pages(o, left, parts, plan, err);
     if (status) {
         return status;
@@ -168,10 +169,12 @@ static void describe_model(const model_config *config, perch_plan *plan) {
     snprintf(plan->architecture, sizeof plan->architecture, "%s", model_arch_name(config->arch));
 }
 
+/* E_NO_ROOM leaves the figures that there are in the plan. */
 perch_status plan_make(const perch_options *o, const kernels_backend *backend, kernels_device *device,
                        const model_config *config, uint64_t tokenizer_host_bytes, plan_parts *parts, perch_plan *plan,
                        perch_error *err) {
     kv_layout layout;
+    memset(parts, 0, sizeof *parts);
     perch_status status = plan_limits(o, config, parts, err);
     if (status) {
         return status;
@@ -192,20 +195,18 @@ perch_status plan_make(const perch_options *o, const kernels_backend *backend, k
     plan->host_bytes = parts->model.host_bytes + tokenizer_host_bytes + step_host_bytes(o, parts, config->vocab_size);
     model_kv_layout(config, dtype, &layout);
     status = plan_cache(o, backend, device, &layout, parts, plan, err);
-    if (status) {
-        return status;
-    }
     const cache_config *kv = &parts->cache;
+    uint32_t pages_per_slot = cache_pages_per_slot(kv);
     plan->kv_bytes_per_token = layout.group_bytes / KV_GROUP_TOKENS;
     plan->group_bytes = layout.group_bytes;
     plan->page_bytes = kv->page_bytes;
-    plan->sequence_bytes = cache_pages_per_slot(kv) * kv->page_bytes;
+    plan->sequence_bytes = pages_per_slot * kv->page_bytes;
     plan->n_pages = kv->n_pages;
     plan->n_slots = kv->n_slots;
-    plan->session_len = kv->session_len;
-    plan->n_full_sequences = kv->n_pages / cache_pages_per_slot(kv);
+    plan->session_len = parts->limits.session_len;
+    plan->n_full_sequences = pages_per_slot ? kv->n_pages / pages_per_slot : 0;
     plan->n_pool_tokens = plan->pool_bytes / layout.group_bytes * KV_GROUP_TOKENS;
-    return PERCH_OK;
+    return status;
 }
 
 perch_status perch_plan_compute(const perch_options *options, perch_plan *plan, perch_error *err) {
@@ -233,7 +234,7 @@ perch_status perch_plan_compute(const perch_options *options, perch_plan *plan, 
         status = plan_make(options, backend, device, &config, tokenizer ? tokenizer_bytes(tokenizer) : 0, &parts, &made,
                            err);
     }
-    if (!status) {
+    if (!status || (status == PERCH_E_NO_ROOM && device)) {
         *plan = made;
     }
     backend->close(device);

@@ -73,13 +73,15 @@ static perch_status print_plan(const perch_plan *plan) {
 static int show_plan(struct tool *tool) {
     perch_plan plan = {.struct_size = sizeof(plan)};
     perch_error err = {.status = PERCH_OK};
-    if (perch_plan_compute(&tool->options, &plan, &err) != PERCH_OK) {
+    perch_status status = perch_plan_compute(&tool->options, &plan, &err);
+    if (status != PERCH_OK && status != PERCH_E_NO_ROOM) {
         return tool_fail_status(tool, &err);
     }
-    if (tool->json) {
-        return tool_write_json(tool, json_plan(&plan), true);
-    }
-    return print_plan(&plan) == PERCH_OK ? tool_flush(tool) : tool_fail(tool, EXIT_RUN, "out of memory");
+    /* What does not fit is shown as well: the figures say why. */
+    int code = tool->json                      ? tool_write_json(tool, json_plan(&plan), true)
+               : print_plan(&plan) == PERCH_OK ? tool_flush(tool)
+                                               : tool_fail(tool, EXIT_RUN, "out of memory");
+    return code == EXIT_DONE && status != PERCH_OK ? tool_fail_status(tool, &err) : code;
 }
 
 int cmd_plan(int argc, char **argv) {

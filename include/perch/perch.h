@@ -319,7 +319,10 @@ PERCH_API perch_status perch_engine_create(const perch_options *options, perch_e
 /* Ends running requests without further events, joins the engine's threads, frees everything. */
 PERCH_API void perch_engine_destroy(perch_engine *engine);
 
-/* The plan an engine runs by; and the plan that options would give, computed without loading weights. */
+/*
+ * The plan an engine runs by; and the plan that options would give, computed without loading weights. Where that does not fit
+ * (E_NO_ROOM) the plan's figures are filled in all the same.
+ */
 PERCH_API perch_status perch_engine_plan(const perch_engine *engine, perch_plan *plan, perch_error *err);
 PERCH_API perch_status perch_plan_compute(const perch_options *options, perch_plan *plan, perch_error *err);
 
@@ -421,7 +424,7 @@ typedef struct perch_request {
     const int32_t *tokens; /* [n_tokens] appended; may be empty if the sequence is not */
     size_t n_tokens;
     uint32_t max_tokens; /* generated at most; 0 = none: compute the KV (and prompt log-probabilities), then end */
-    uint32_t min_tokens; /* EOS, stop tokens and stop strings do nothing before */
+    uint32_t min_tokens; /* before, EOS and stop tokens are never chosen and stop strings not looked for */
     uint32_t
         n_completions;   /* 1..256 completions of the one prompt. The first is the sequence's own; the others are made
                                by forks that share its KV and are closed when they end */
@@ -469,7 +472,7 @@ typedef enum perch_finish {
     PERCH_FINISH_LENGTH = 4, /* max_tokens */
     PERCH_FINISH_CANCELLED = 5,
     PERCH_FINISH_TIMEOUT = 6,
-    PERCH_FINISH_ERROR = 7 /* status and message say what */
+    PERCH_FINISH_ERROR = 7 /* status says what */
 } perch_finish;
 
 typedef struct perch_logprob {

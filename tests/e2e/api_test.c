@@ -177,6 +177,9 @@ static void a_pool_that_holds_no_sequence_is_refused_with_figures(void) {
     o.page_bytes = 4096;
     check_status(perch_engine_create(&o, &e, &err), PERCH_E_NO_ROOM, &err, "session_len");
     CU_ASSERT_PTR_NULL(e);
+    perch_plan plan = {.struct_size = sizeof plan};
+    check_status(perch_plan_compute(&o, &plan, &err), PERCH_E_NO_ROOM, &err, "session_len");
+    CU_ASSERT_TRUE(plan.sequence_bytes > 4096 && plan.kv_bytes_per_token > 0 && plan.weights_bytes > 0);
     o = host_options("llama");
     o.cache_bytes = 1ull << 60;
     check_status(perch_engine_create(&o, &e, &err), PERCH_E_NO_ROOM, &err, "free");
