@@ -98,16 +98,27 @@ typedef struct kernels_backend {
     perch_status (*weight_set_rows)(kernels_device *device, kernels_weight *weight, uint32_t first, uint32_t n,
                                     kernels_dtype dtype, const void *rows, perch_error *err);
 
-    /* --- KV memory: n_pages physical pages of page_bytes; n_slots virtual ranges of pages_per_slot places */
+    /*
+     * --- KV memory: n_pages physical pages of page_bytes; n_slots virtual ranges of pages_per_slot places. kv_open takes all
+     * of the pages' memory at once. E_INVALID: page_bytes is no multiple of the granularity, or already open. E_NO_ROOM, with
+     * the figures: the memory is not there, or n_slots * pages_per_slot is more than the system can map (raise page_bytes).
+     */
     uint64_t (*kv_page_granularity)(const kernels_device *device);
     perch_status (*kv_open)(kernels_device *device, uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots,
                             uint32_t pages_per_slot, perch_error *err);
     void (*kv_close)(kernels_device *device);
     uint8_t *(*kv_slot_base)(const kernels_device *device, uint32_t slot);
-    /* In order. E_DEVICE: the mapping is then undefined; the caller gives the engine up. */
+    /*
+     * In order; commands that continue one another are fastest side by side. E_DEVICE, or E_INVALID for a number out of
+     * range: the mapping is then undefined; the caller gives the engine up.
+     */
     perch_status (*kv_execute)(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
 
-    /* --- math. x, y, … are device buffers of activations; vectors (`gain`, `bias`, `table`) device buffers of float */
+    /*
+     * --- math. x, y, … are device buffers of activations; vectors (`gain`, `bias`, `table`) device buffers of float. Only
+     * whole groups of KV are reached, from the first to the last one that a token sees: those must be mapped, and what they
+     * hold at other positions may be anything, NaN included. E_UNSUPPORTED: head_dim (the CPU takes even ones up to 256).
+     */
 
     /* y[t] = row tokens[t] of weight [vocab][width]. Tokens are host memory, checked by the caller. */
     perch_status (*embed)(kernels_device *device, const kernels_weight *weight, const int32_t *tokens,

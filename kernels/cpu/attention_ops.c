@@ -79,19 +79,23 @@ static void rope_task(void *context, size_t task, uint32_t thread) {
     }
 }
 
-static void check_shape(const kernels_device *device, const kernels_attention *shape) {
-    assert(shape->layout.head_dim >= 2 && shape->layout.head_dim <= CPU_MAX_HEAD_DIM &&
-           shape->layout.head_dim % 2 == 0);
+static perch_status check_shape(const kernels_attention *shape, perch_error *err) {
+    uint32_t head_dim = shape->layout.head_dim;
+    if (head_dim == 0 || head_dim > CPU_MAX_HEAD_DIM || head_dim % 2 != 0) {
+        return err_set(err, PERCH_E_UNSUPPORTED, "head_dim = %u: the cpu backend takes even ones up to %u", head_dim,
+                       CPU_MAX_HEAD_DIM);
+    }
     assert(shape->layout.n_kv_heads > 0 && shape->n_heads % shape->layout.n_kv_heads == 0);
-    assert(shape->layout.element_bytes == cpu_element_bytes(device));
-    (void)device;
-    (void)shape;
+    return PERCH_OK;
 }
 
 perch_status cpu_rope_write(kernels_device *device, const kernels_batch *batch, const kernels_attention *attention,
                             const float *table, void *qkv, perch_error *err) {
-    (void)err;
-    check_shape(device, attention);
+    perch_status status = check_shape(attention, err);
+    if (status != PERCH_OK) {
+        return status;
+    }
+    assert(attention->layout.element_bytes == cpu_element_bytes(device));
     size_t stride = (size_t)(attention->n_heads + 2 * attention->layout.n_kv_heads) * attention->layout.head_dim;
     rope_job job = {batch, attention, table, qkv, stride, batch->n_tokens, device->bf16};
     if (batch->n_tokens * stride * 4 < MIN_PARALLEL_WORK) {
@@ -138,8 +142,11 @@ static size_t attention_work(const kernels_batch *batch, const kernels_attention
 
 perch_status cpu_run_attention(kernels_device *device, const kernels_batch *batch, const kernels_attention *attention,
                                const void *qkv, void *out, perch_error *err) {
-    (void)err;
-    check_shape(device, attention);
+    perch_status status = check_shape(attention, err);
+    if (status != PERCH_OK) {
+        return status;
+    }
+    assert(attention->layout.element_bytes == cpu_element_bytes(device));
     size_t n_kv_heads = attention->layout.n_kv_heads;
     size_t n_group = attention->n_heads / n_kv_heads;
     size_t stride = (attention->n_heads + 2 * n_kv_heads) * attention->layout.head_dim;

@@ -377,12 +377,27 @@ static void huge_scores_on(const pair *p, test_rng *rng) {
 
 static void attention_takes_huge_scores(void) { pair_each(2, huge_scores_on); }
 
+static void head_sizes_out_of_range_are_refused(void) {
+    static const uint32_t head_dims[] = {0, 3, 258};
+    side s = side_open_cpu(NULL, false, 1);
+    for (size_t i = 0; i < COUNT(head_dims); i++) {
+        kernels_attention attention = {.layout = {1, 1, head_dims[i], 4, 0}, .n_heads = 1, .scale = 1};
+        kernels_batch batch = {0};
+        perch_error err = {0};
+        CU_ASSERT(s.b->rope_write(s.d, &batch, &attention, NULL, NULL, &err) == PERCH_E_UNSUPPORTED);
+        CU_ASSERT(s.b->attention(s.d, &batch, &attention, NULL, NULL, &err) == PERCH_E_UNSUPPORTED);
+        CHECK_MSG(strstr(err.message, "head_dim") != NULL, "%s", err.message);
+    }
+    s.b->close(s.d);
+}
+
 int main(int argc, char **argv) {
     static const test_case tests[] = {
         {"attention_agrees_with_the_reference", attention_agrees_with_the_reference},
         {"attention_takes_many_heads_to_a_kv_head", attention_takes_many_heads_to_a_kv_head},
         {"rope_rotates_and_writes_its_own_place_only", rope_rotates_and_writes_its_own_place_only},
         {"attention_takes_huge_scores", attention_takes_huge_scores},
+        {"head_sizes_out_of_range_are_refused", head_sizes_out_of_range_are_refused},
     };
     return test_main("cpu_attention_test", tests, COUNT(tests), argc, argv);
 }

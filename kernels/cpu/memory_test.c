@@ -55,7 +55,13 @@ static void impossible_sizes_are_refused(void) {
         perch_status status = s.b->alloc(s.d, sizes[i], &buffer, &err);
         CHECK_MSG(status == PERCH_E_NOMEM && buffer == NULL, "%zu bytes: %d", sizes[i], status);
     }
-    CU_ASSERT(s.b->weight_create(s.d, UINT32_MAX, UINT32_MAX, &weight, &err) == PERCH_E_NOMEM && weight == NULL);
+    CU_ASSERT(s.b->weight_create(s.d, UINT32_MAX, 1u << 22, &weight, &err) == PERCH_E_NOMEM && weight == NULL);
+    static const uint32_t shapes[][2] = {{0, 1}, {1, 0}, {1, UINT32_MAX}};
+    for (size_t i = 0; i < 3; i++) {
+        weight = (kernels_weight *)s.d;
+        CU_ASSERT(s.b->weight_create(s.d, shapes[i][0], shapes[i][1], &weight, &err) == PERCH_E_UNSUPPORTED);
+        CU_ASSERT(weight == NULL);
+    }
     s.b->close(s.d);
 }
 

@@ -180,7 +180,7 @@ perch_status cpu_linear(kernels_device *device, const kernels_weight *weight, co
         return PERCH_OK;
     }
     size_t at_once = CPU_ROUNDED_BYTES / (weight->n_words * sizeof(uint32_t));
-    assert(at_once > 0);
+    assert(at_once > 0); /* weight_create saw to it */
     for (size_t t = 0; t < n_tokens; t += at_once) {
         job.n_tokens = n_tokens - t < at_once ? n_tokens - t : at_once;
         rows_job round = {.run = round_row,

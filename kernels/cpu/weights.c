@@ -26,6 +26,9 @@ uint64_t cpu_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t
 perch_status cpu_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
                                perch_error *err) {
     *out = NULL;
+    if (n_out == 0 || n_in == 0 || n_in > CPU_ROUNDED_BYTES / sizeof(float)) {
+        return err_set(err, PERCH_E_UNSUPPORTED, "a weight of %u outputs and %u inputs", n_out, n_in);
+    }
     size_t bytes;
     kernels_weight *weight = calloc(1, sizeof *weight);
     if (weight == NULL || !shape_bytes(device, n_out, n_in, &bytes)) {
