@@ -89,7 +89,7 @@ typedef struct kernels_backend {
     perch_status (*upload)(kernels_device *device, void *to, const void *from_host, size_t bytes, perch_error *err);
     perch_status (*download)(kernels_device *device, void *to_host, const void *from, size_t bytes, perch_error *err);
 
-    /* --- weights. weight_bytes: what weight_create will take, for the memory plan */
+    /* --- weights. weight_bytes: what weight_create will take, for the memory plan. E_NOMEM, E_UNSUPPORTED (the shape) */
     uint64_t (*weight_bytes)(const kernels_device *device, uint32_t n_out, uint32_t n_in);
     perch_status (*weight_create)(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
                                   perch_error *err);

@@ -7,8 +7,9 @@
 #include <assert.h>
 #include <string.h>
 
-/* Work, in about multiply-adds, that one thread does sooner alone than with help. */
-#define MIN_PARALLEL_WORK ((size_t)1 << 16)
+/* Work that one thread does sooner alone, in 3 to 6 us, than with help: values of a row operation, multiply-adds. */
+#define MIN_PARALLEL_VALUES ((size_t)1 << 16)
+#define MIN_PARALLEL_PRODUCTS ((size_t)1 << 17)
 /* Work of one task of row operations: small enough to share out, large enough not to notice the counting. */
 #define ROW_TASK_WORK ((size_t)1 << 13)
 
@@ -44,7 +45,7 @@ static void rows_task(void *context, size_t task, uint32_t thread) {
 /* work: of one token. */
 static void rows_run(kernels_device *device, rows_job *job, size_t work) {
     job->device = device;
-    if (job->n_tokens * work < MIN_PARALLEL_WORK) {
+    if (job->n_tokens * work < MIN_PARALLEL_VALUES) {
         for (size_t t = 0; t < job->n_tokens; t++) {
             job->run(job, t);
         }
@@ -147,7 +148,7 @@ static void gemm_task(void *context, size_t task, uint32_t thread) {
 static void gemm_run(kernels_device *device, const kernels_weight *weight, gemm_job *job) {
     job->n_blocks = (job->n_tokens + CPU_GEMM_TOKENS - 1) / CPU_GEMM_TOKENS;
     size_t n_tasks = weight->n_panels * job->n_blocks;
-    if (job->n_tokens * weight->n_panels * CPU_PANEL * weight->n_in < MIN_PARALLEL_WORK) {
+    if (job->n_tokens * weight->n_panels * CPU_PANEL * weight->n_in < MIN_PARALLEL_PRODUCTS) {
         for (size_t task = 0; task < n_tasks; task++) {
             gemm_task(job, task, 0);
         }
