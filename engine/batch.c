@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* -------------------------------------------------------------------- build -- */
@@ -54,7 +55,8 @@ static void prompt_logprobs(const perch_engine *e, completion *c, const sched_ro
     }
 }
 
-static perch_status sample_row(perch_engine *e, const completion *c, const float *logits, sampler_output *out) {
+static perch_status sample_row(perch_engine *e, completion *c, const float *logits, sampler_output *out) {
+    perch_error err;
     const request *r = c->req;
     sampler_input in = {.logits = logits,
                         .sampling = r->sampling,
@@ -65,7 +67,11 @@ static perch_status sample_row(perch_engine *e, const completion *c, const float
                         .suppressed = r->stop_ids,
                         .n_suppressed = c->n_generated < r->min_tokens ? r->n_stop_ids : 0,
                         .want_logprob = c->logprobs != NULL};
-    return sampler_sample(e->sampler, &in, out, NULL);
+    perch_status status = sampler_sample(e->sampler, &in, out, &err);
+    if (status) {
+        snprintf(c->message, sizeof c->message, "%.*s", (int)sizeof c->message - 1, err.message);
+    }
+    return status;
 }
 
 void batch_sample(perch_engine *e, const sched_plan *plan) {
@@ -147,18 +153,18 @@ static perch_finish ends_with(completion *c, perch_status *status) {
     return c->n_generated == r->max_tokens ? PERCH_FINISH_LENGTH : PERCH_FINISH_NONE;
 }
 
-static void commit_sample(perch_engine *e, completion *c, perch_status status, const sampler_output *sample) {
-    perch_finish finish = PERCH_FINISH_ERROR;
-    if (!status) {
-        if (c->n_generated == 0) {
-            c->first_token_us = time_us();
-        }
-        append_token(c, sample);
-        e->stats.decode_tokens++;
-        finish = ends_with(c, &status);
+static void commit_sample(perch_engine *e, completion *c, const sampler_output *sample) {
+    perch_status status = PERCH_OK;
+    if (c->n_generated == 0) {
+        c->first_token_us = time_us();
     }
-    if (finish) {
-        completion_finish(e, c, finish, status);
+    append_token(c, sample);
+    e->stats.decode_tokens++;
+    perch_finish finish = ends_with(c, &status);
+    if (status) {
+        completion_fail(e, c, status, "the text that stop strings are looked for in");
+    } else if (finish) {
+        completion_finish(e, c, finish);
     } else {
         outbox_push(e, c);
     }
@@ -167,6 +173,7 @@ static void commit_sample(perch_engine *e, completion *c, perch_status status, c
 static void count_row(perch_engine *e, const completion *c, const sched_row *row) {
     uint32_t end = row->first_position + row->n_tokens;
     uint32_t before = c->seq->n_computed < end ? c->seq->n_computed : end;
+    before = before < c->recomputed_from ? before : c->recomputed_from;
     if (before > row->first_position) {
         e->stats.reprefill_tokens += before - row->first_position;
     }
@@ -192,9 +199,13 @@ void batch_commit(perch_engine *e, const sched_plan *plan) {
             completion_start_forks(e, c->req);
         }
         if (sampled) {
-            commit_sample(e, c, e->sample_status[r], &e->samples[r]);
+            if (e->sample_status[r]) {
+                completion_fail(e, c, e->sample_status[r], c->message);
+            } else {
+                commit_sample(e, c, &e->samples[r]);
+            }
         } else if (c->req->max_tokens == 0 && end == c->item.n_tokens) {
-            completion_finish(e, c, PERCH_FINISH_LENGTH, PERCH_OK);
+            completion_finish(e, c, PERCH_FINISH_LENGTH);
         }
     }
 }

@@ -2,6 +2,8 @@
 #include "engine/impl.h"
 
 #include <assert.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
@@ -20,7 +22,7 @@ static void leave_queue(perch_engine *e, request *r) {
  * bound to compute in any case does not count as missing.
  */
 static void count_hit(perch_engine *e, const completion *c, uint32_t n_valid) {
-    uint32_t n_useful = min_u32(c->seq->n_computed, min_u32(c->item.logits_from, c->n_prompt - 1));
+    uint32_t n_useful = min_u32(c->seq->n_computed, c->recomputed_from);
     e->stats.cached_tokens += n_valid;
     if (n_useful == 0) {
         e->stats.first_turns++;
@@ -36,6 +38,7 @@ static void count_hit(perch_engine *e, const completion *c, uint32_t n_valid) {
 void completion_admitted(void *engine, sched_item *item, uint32_t n_valid) {
     perch_engine *e = engine;
     completion *c = (completion *)item;
+    c->recomputed_from = min_u32(item->logits_from, item->n_tokens - 1);
     if (item->was_admitted) {
         return;
     }
@@ -58,7 +61,7 @@ void completion_start_forks(perch_engine *e, request *r) {
         /* All but the last token: its logits are what the fork begins with. The page array was reserved at submit. */
         perch_status status = cache_fork(e->kv, first->seq->entry, c->seq->entry, first->n_prompt - 1, NULL);
         if (status) {
-            completion_finish(e, c, PERCH_FINISH_ERROR, status);
+            completion_fail(e, c, status, "the fork");
             continue;
         }
         memcpy(c->seq->tokens, first->seq->tokens, first->n_prompt * sizeof *c->seq->tokens);
@@ -66,14 +69,6 @@ void completion_start_forks(perch_engine *e, request *r) {
         c->seq->n_computed = first->n_prompt - 1;
         sched_add(&e->sched, &c->item);
     }
-}
-
-static void timed_remove(perch_engine *e, completion *c) {
-    *(c->prev_timed ? &c->prev_timed->next_timed : &e->timed) = c->next_timed;
-    if (c->next_timed) {
-        c->next_timed->prev_timed = c->prev_timed;
-    }
-    c->prev_timed = c->next_timed = NULL;
 }
 
 static void cancelled_remove(perch_engine *e, completion *c) {
@@ -86,43 +81,65 @@ static void cancelled_remove(perch_engine *e, completion *c) {
     }
 }
 
-static void let_go_of_sequence(perch_engine *e, completion *c) {
-    sequence *s = c->seq;
-    cache_entry_release(e->kv, s->entry);
+/* The request is over: its sequence can have the next. */
+static void let_go_of_sequence(perch_engine *e, request *r) {
+    sequence *s = r->completions[0].seq;
+    r->completions[0].seq = NULL;
     s->busy = NULL;
-    c->seq = NULL;
-    if (s->closed || c->index > 0) {
+    if (s->closed) {
         sequence_free(e, s);
     }
 }
 
-void completion_finish(perch_engine *e, completion *c, perch_finish finish, perch_status status) {
+/* Forks that never began end as the first did. */
+static void finish_unstarted(perch_engine *e, const completion *first) {
+    request *r = first->req;
+    for (uint32_t i = 1; !first->forks_started && i < r->n_completions; i++) {
+        completion *c = &r->completions[i];
+        if (!c->finished) {
+            memcpy(c->message, first->message, sizeof c->message);
+            c->status = first->status;
+            completion_finish(e, c, first->finish);
+        }
+    }
+}
+
+void completion_finish(perch_engine *e, completion *c, perch_finish finish) {
     request *r = c->req;
     assert(!c->finished);
     c->finished = true;
     c->finish = finish;
-    c->status = status;
     c->finished_us = time_us();
     sched_remove(&e->sched, &c->item);
     if (r->deadline_us) {
-        timed_remove(e, c);
+        deadlines_remove(&e->deadlines, &c->due);
     }
     if (c->cancel_requested) {
         cancelled_remove(e, c);
     }
-    let_go_of_sequence(e, c);
-    if (c->index == 0) {
+    cache_entry_release(e->kv, c->seq->entry);
+    if (c->index > 0) {
+        sequence_free(e, c->seq);
+        c->seq = NULL;
+    } else {
         leave_queue(e, r);
         e->stats.requests_finished += finish != PERCH_FINISH_CANCELLED && finish != PERCH_FINISH_ERROR;
         e->stats.requests_cancelled += finish == PERCH_FINISH_CANCELLED;
         e->stats.requests_failed += finish == PERCH_FINISH_ERROR;
-        for (uint32_t i = 1; !c->forks_started && i < r->n_completions; i++) {
-            if (!r->completions[i].finished) {
-                completion_finish(e, &r->completions[i], finish, status);
-            }
-        }
+        finish_unstarted(e, c);
+    }
+    if (--r->n_unfinished == 0) {
+        let_go_of_sequence(e, r);
     }
     outbox_push(e, c);
+}
+
+void completion_fail(perch_engine *e, completion *c, perch_status status, const char *message) {
+    c->status = status;
+    if (message != c->message) {
+        snprintf(c->message, sizeof c->message, "%.*s", (int)sizeof c->message - 1, message);
+    }
+    completion_finish(e, c, PERCH_FINISH_ERROR);
 }
 
 void completion_cancel(perch_engine *e, completion *c) {
@@ -151,32 +168,20 @@ perch_status perch_cancel(perch_engine *e, perch_request_id id, perch_error *err
     return status;
 }
 
-static void end_overdue(perch_engine *e) {
-    uint64_t now = time_us();
-    if (now < e->next_deadline_us) {
-        return;
-    }
-    /* Ending one may end its request's forks too, so the walk begins anew after each. */
-    completion *c = e->timed;
-    while (c) {
-        if (c->req->deadline_us <= now) {
-            completion_finish(e, c, PERCH_FINISH_TIMEOUT, PERCH_OK);
-            c = e->timed;
-        } else {
-            c = c->next_timed;
-        }
-    }
-    e->next_deadline_us = UINT64_MAX;
-    for (c = e->timed; c; c = c->next_timed) {
-        e->next_deadline_us = c->req->deadline_us < e->next_deadline_us ? c->req->deadline_us : e->next_deadline_us;
-    }
+static completion *completion_due(deadline *due) {
+    return (completion *)(void *)((char *)due - offsetof(completion, due));
 }
 
 void completions_end_due(perch_engine *e) {
     while (e->cancelled) {
-        completion_finish(e, e->cancelled, PERCH_FINISH_CANCELLED, PERCH_OK);
+        completion_finish(e, e->cancelled, PERCH_FINISH_CANCELLED);
     }
-    end_overdue(e);
+    deadline *first = deadlines_first(&e->deadlines);
+    uint64_t now = first ? time_us() : 0;
+    while (first && first->at_us <= now) {
+        completion_finish(e, completion_due(first), PERCH_FINISH_TIMEOUT);
+        first = deadlines_first(&e->deadlines);
+    }
 }
 
 void engine_poison(perch_engine *e, const perch_error *why) {
@@ -186,7 +191,7 @@ void engine_poison(perch_engine *e, const perch_error *why) {
         request *r = e->requests.places[i].object;
         for (uint32_t k = 0; r && k < r->n_completions; k++) {
             if (!r->completions[k].finished) {
-                completion_finish(e, &r->completions[k], PERCH_FINISH_ERROR, why->status);
+                completion_fail(e, &r->completions[k], why->status, why->message);
             }
         }
     }

@@ -157,7 +157,6 @@ perch_status engine_open(const perch_options *options, bool start, perch_engine 
     e->options = *options;
     e->backend = kernels_cpu();
     e->event_fd = -1;
-    e->next_deadline_us = UINT64_MAX;
     status = make_sync(e, err);
     if (!status) {
         status = load(e, err);
@@ -205,6 +204,13 @@ static void free_sequences(perch_engine *e) {
     idtable_fini(&e->sequences);
 }
 
+void engine_leave(perch_engine *e) {
+    e->n_inside--;
+    if (e->stopping) {
+        pthread_cond_broadcast(&e->work);
+    }
+}
+
 void perch_engine_destroy(perch_engine *e) {
     if (!e) {
         return;
@@ -215,11 +221,15 @@ void perch_engine_destroy(perch_engine *e) {
         pthread_cond_broadcast(&e->work);
         pthread_cond_broadcast(&e->space);
         pthread_cond_broadcast(&e->event);
+        while (e->n_inside) {
+            pthread_cond_wait(&e->work, &e->lock);
+        }
         pthread_mutex_unlock(&e->lock);
         pthread_join(e->thread, NULL);
     }
     free_requests(e);
     free_sequences(e);
+    deadlines_fini(&e->deadlines);
     sched_fini(&e->sched);
     cache_destroy(e->kv);
     if (e->kv_is_open) {
@@ -257,8 +267,8 @@ perch_status perch_engine_plan(const perch_engine *e, perch_plan *plan, perch_er
 }
 
 perch_status perch_engine_options(const perch_engine *e, perch_options *out, perch_error *err) {
-    if (!e || !out) {
-        return err_set(err, PERCH_E_INVALID, "perch_engine_options: engine and out must be given");
+    if (!e || !out || out->struct_size != sizeof *out) {
+        return err_set(err, PERCH_E_INVALID, "perch_engine_options: engine and out (with struct_size) must be given");
     }
     *out = e->options;
     return PERCH_OK;

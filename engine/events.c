@@ -17,6 +17,7 @@ typedef struct event_storage {
     perch_logprob *top;
     float *prompt_logprobs;
     char *text;
+    char message[200]; /* of completion.message */
     size_t tokens_cap, logprobs_cap, top_cap, prompt_cap, text_cap;
 } event_storage;
 
@@ -189,6 +190,7 @@ static void fill_usage(const completion *c, perch_event *ev) {
     uint64_t first = c->first_token_us ? c->first_token_us : c->finished_us;
     ev->finish = c->finish;
     ev->status = c->status;
+    memcpy(((event_storage *)ev->storage)->message, c->message, sizeof c->message);
     ev->prompt_tokens = c->n_prompt;
     ev->cached_tokens = c->n_cached;
     ev->completion_tokens = c->n_generated;
@@ -244,6 +246,8 @@ static perch_status fill_event(const perch_engine *e, completion *c, const snaps
     }
     s->text[n_text] = 0;
     ev->text = s->text;
+    s->message[0] = 0;
+    ev->message = s->message;
     ev->text_bytes = n_text;
     c->n_delivered = now->n_generated;
     if (now->finished) {
@@ -261,7 +265,7 @@ static struct timespec deadline_after(int timeout_ms) {
 
 /* Until there is output, the time is up, or nothing will ever come again. Under the lock. */
 static perch_status wait_ready(perch_engine *e, int timeout_ms, perch_error *err) {
-    struct timespec deadline = deadline_after(timeout_ms > 0 ? timeout_ms : 0);
+    struct timespec until = deadline_after(timeout_ms > 0 ? timeout_ms : 0);
     while (!e->ready_head) {
         if (e->dead) {
             return err_set(err, e->dead, "the engine is dead: %s", e->dead_reason.message);
@@ -274,7 +278,7 @@ static perch_status wait_ready(perch_engine *e, int timeout_ms, perch_error *err
         }
         if (timeout_ms < 0) {
             pthread_cond_wait(&e->event, &e->lock);
-        } else if (pthread_cond_timedwait(&e->event, &e->lock, &deadline) == ETIMEDOUT && !e->ready_head) {
+        } else if (pthread_cond_timedwait(&e->event, &e->lock, &until) == ETIMEDOUT && !e->ready_head) {
             return err_set(err, PERCH_E_TIMEOUT, "no event within %d ms", timeout_ms);
         }
     }
@@ -304,7 +308,9 @@ perch_status perch_next(perch_engine *e, perch_event *ev, int timeout_ms, perch_
         }
     }
     pthread_mutex_lock(&e->lock);
+    e->n_inside++;
     perch_status status = wait_ready(e, timeout_ms, err);
+    engine_leave(e);
     if (status) {
         pthread_mutex_unlock(&e->lock);
         return status;

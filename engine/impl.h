@@ -16,6 +16,7 @@
 #define PERCH_ENGINE_IMPL_H
 
 #include "cache/cache.h"
+#include "engine/deadlines.h"
 #include "engine/idtable.h"
 #include "engine/model/model.h"
 #include "engine/sampler.h"
@@ -25,6 +26,7 @@
 #include <pthread.h>
 
 typedef struct completion completion;
+typedef struct request request;
 
 /* One conversation. */
 typedef struct sequence {
@@ -34,12 +36,13 @@ typedef struct sequence {
     uint32_t n_tokens;
     uint32_t n_computed; /* the most tokens that ever had KV, 0 after a rewind below */
     cache_entry *entry;
-    completion *busy; /* the completion in flight, or NULL */
-    bool closed;      /* freed when it is no longer busy */
+    request *busy;       /* in flight, or NULL */
+    completion *fork_of; /* the completion that this sequence was made for, or NULL */
+    bool closed;         /* freed when it is no longer busy */
 } sequence;
 
 /* A submitted turn: what its completions share. */
-typedef struct request {
+struct request {
     uint64_t id;
     uint64_t user_data;
     uint32_t flags;
@@ -52,23 +55,26 @@ typedef struct request {
     size_t n_stop_ids;
     size_t n_eos; /* the first n_eos of them */
     uint32_t n_completions;
+    uint32_t n_unfinished;
     uint32_t n_left;         /* whose DONE was not fetched yet */
     bool counted;            /* in engine.n_queued: not one of its completions was admitted yet */
     completion *completions; /* [n_completions] owned */
-} request;
+};
 
 struct completion {
     sched_item item; /* first: the scheduler's items are completions */
+    deadline due;    /* in engine.deadlines until it is finished, if the request has one */
     request *req;
     sequence *seq;
     uint64_t seq_id;
     uint32_t index;
     bool finished;
     bool cancel_requested;
-    bool forks_started;    /* of the first: the others have the prompt */
-    uint32_t n_turn_start; /* length of the sequence before this turn */
-    uint32_t n_prompt;     /* length with the appended tokens */
-    uint32_t n_cached;     /* tokens found at the first admission */
+    bool forks_started;       /* of the first: the others have the prompt */
+    uint32_t n_turn_start;    /* length of the sequence before this turn */
+    uint32_t n_prompt;        /* length with the appended tokens */
+    uint32_t n_cached;        /* tokens found at the first admission */
+    uint32_t recomputed_from; /* at the last admission: what lies behind is computed in any case */
 
     /* output, appended by the step thread; entries below n_generated never change again */
     int32_t *tokens;        /* [max_tokens] */
@@ -78,6 +84,7 @@ struct completion {
     uint32_t n_generated;
     perch_finish finish;
     perch_status status;
+    char message[200]; /* FINISH_ERROR */
     uint64_t admitted_us, first_token_us, finished_us;
 
     /* stop strings: the step thread's decoding stream and matcher, NULL without any */
@@ -101,7 +108,6 @@ struct completion {
     uint64_t text_delivered;
 
     /* lists of the engine */
-    completion *prev_timed, *next_timed;
     completion *next_cancelled;
 };
 
@@ -134,9 +140,9 @@ struct perch_engine {
     idtable sequences, requests;
     uint32_t n_queued; /* requests of which nothing was admitted yet */
     completion *ready_head, *ready_tail;
-    completion *timed;         /* with a deadline */
-    uint64_t next_deadline_us; /* not later than the earliest; UINT64_MAX = none */
-    completion *cancelled;     /* asked to end */
+    deadlines deadlines;
+    completion *cancelled; /* asked to end */
+    uint32_t n_inside;     /* host threads that wait in perch_next or perch_submit */
     perch_stats stats;
 
     /* the step thread's own */
@@ -174,6 +180,9 @@ perch_status plan_load_tokenizer(const perch_options *options, perch_tokenizer *
 /* engine.c: perch_engine_create, or without the step thread: whoever opened it calls engine_step. */
 perch_status engine_open(const perch_options *options, bool start_thread, perch_engine **out, perch_error *err);
 
+/* engine.c: a host thread that waited (n_inside) goes; perch_engine_destroy waits until all have. Under the lock. */
+void engine_leave(perch_engine *e);
+
 /* step.c. engine_step: one step, if there is anything to do; under the lock. */
 bool engine_step(perch_engine *e);
 void *step_main(void *engine);
@@ -190,7 +199,8 @@ void request_free(perch_engine *e, request *r);
 /* completion.c; all under the lock */
 void completion_admitted(void *engine, sched_item *item, uint32_t n_valid);
 void completion_cancel(perch_engine *e, completion *c);
-void completion_finish(perch_engine *e, completion *c, perch_finish finish, perch_status status);
+void completion_finish(perch_engine *e, completion *c, perch_finish finish);
+void completion_fail(perch_engine *e, completion *c, perch_status status, const char *message);
 void completion_start_forks(perch_engine *e, request *r);
 void completions_end_due(perch_engine *e); /* those cancelled or past their deadline */
 void engine_poison(perch_engine *e, const perch_error *why);

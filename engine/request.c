@@ -1,6 +1,7 @@
 /* request: turns from submit to their last event. Checked, copied and given all their memory here, by the host's thread. */
 #include "engine/impl.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,6 +70,10 @@ static perch_status check_request(const perch_engine *e, const perch_request *q,
         (status = check_array(q->stop_strings, q->n_stop_strings, MAX_STOP_STRINGS, "stop_strings", err))) {
         return status;
     }
+    if (q->n_tokens > e->session_len) {
+        return err_set(err, PERCH_E_TOO_LONG, "n_tokens: %zu is more than session_len = %u", q->n_tokens,
+                       e->session_len);
+    }
     if (q->n_completions < 1 || q->n_completions > MAX_COMPLETIONS) {
         return err_set(err, PERCH_E_INVALID, "n_completions: %u is not in 1..%u", q->n_completions, MAX_COMPLETIONS);
     }
@@ -123,7 +128,7 @@ static void completion_fini(completion *c) {
 void request_free(perch_engine *e, request *r) {
     for (uint32_t i = 0; r->completions && i < r->n_completions; i++) {
         completion *c = &r->completions[i];
-        if (c->seq && (c->seq->closed || i > 0)) {
+        if (c->seq && (i > 0 || c->seq->closed)) {
             sequence_free(e, c->seq);
         }
         completion_fini(c);
@@ -206,7 +211,7 @@ static perch_status request_create(perch_engine *e, const perch_request *q, sequ
     r->max_tokens = q->max_tokens;
     r->min_tokens = q->min_tokens;
     r->priority = q->priority;
-    r->n_completions = r->n_left = q->n_completions;
+    r->n_completions = r->n_unfinished = r->n_left = q->n_completions;
     r->sampling = sampling_copy(&q->sampling);
     r->completions = calloc(q->n_completions, sizeof *r->completions);
     if (!r->sampling || !r->completions) {
@@ -232,6 +237,9 @@ static perch_status request_create(perch_engine *e, const perch_request *q, sequ
     if (!status) {
         status = idtable_reserve(&e->requests, 1, err);
     }
+    if (!status && q->timeout_ms) {
+        status = deadlines_reserve(&e->deadlines, q->n_completions, err);
+    }
     if (!status) {
         status = cache_entry_reserve(e->kv, s->entry, err);
     }
@@ -243,25 +251,10 @@ static perch_status request_create(perch_engine *e, const perch_request *q, sequ
     return PERCH_OK;
 }
 
-/* The list of completions with a deadline; next_deadline_us is never later than the earliest of them. */
-static void timed_insert(perch_engine *e, completion *c) {
-    c->next_timed = e->timed;
-    c->prev_timed = NULL;
-    if (e->timed) {
-        e->timed->prev_timed = c;
-    }
-    e->timed = c;
-    if (c->req->deadline_us < e->next_deadline_us) {
-        e->next_deadline_us = c->req->deadline_us;
-    }
-}
-
 /* From here on nothing can fail: the turn's tokens join the sequence and the first completion the queue. */
 static void request_enter(perch_engine *e, request *r, sequence *s, const perch_request *q) {
     completion *first = &r->completions[0];
     r->id = idtable_add(&e->requests, r);
-    r->submitted_us = time_us();
-    r->deadline_us = q->timeout_ms ? r->submitted_us + (uint64_t)q->timeout_ms * 1000 : 0;
     if (q->n_tokens) {
         memcpy(s->tokens + s->n_tokens, q->tokens, q->n_tokens * sizeof *s->tokens);
         s->n_tokens += (uint32_t)q->n_tokens;
@@ -270,13 +263,15 @@ static void request_enter(perch_engine *e, request *r, sequence *s, const perch_
     for (uint32_t i = 0; i < r->n_completions; i++) {
         completion *c = &r->completions[i];
         c->seq_id = c->seq->id;
-        c->seq->busy = c;
+        c->seq->busy = r;
+        c->seq->fork_of = i > 0 ? c : NULL;
         c->item.entry = c->seq->entry;
         c->item.priority = r->priority;
         c->item.n_tokens = c->n_prompt;
         c->item.logits_from = r->max_tokens ? c->n_prompt - 1 : SCHED_NO_LOGITS;
         if (r->deadline_us) {
-            timed_insert(e, c);
+            c->due.at_us = r->deadline_us;
+            deadlines_add(&e->deadlines, &c->due);
         }
     }
     if (first->prompt_logprobs) {
@@ -289,50 +284,80 @@ static void request_enter(perch_engine *e, request *r, sequence *s, const perch_
     pthread_cond_signal(&e->work);
 }
 
-/* Waits until the queue has room, as configured. Under the lock. */
-static perch_status wait_for_room(perch_engine *e, perch_error *err) {
-    while (e->n_queued >= e->options.queue_size && !e->stopping && !e->dead) {
-        if (e->options.queue_full == PERCH_QUEUE_REFUSE) {
-            return err_set(err, PERCH_E_QUEUE_FULL, "%u requests wait already (queue_size)", e->n_queued);
-        }
-        pthread_cond_wait(&e->space, &e->lock);
-    }
+/* Everything that can be told of a request while it does not run. Under the lock. */
+static perch_status check_submit(perch_engine *e, const perch_request *q, sequence **out, perch_error *err) {
     if (e->dead) {
         return err_set(err, e->dead, "the engine is dead: %s", e->dead_reason.message);
     }
-    return e->stopping ? err_set(err, PERCH_E_SHUTDOWN, "the engine is shutting down") : PERCH_OK;
+    if (e->stopping) {
+        return err_set(err, PERCH_E_SHUTDOWN, "the engine is shutting down");
+    }
+    *out = sequence_get(e, q->sequence, true, err);
+    if (!*out) {
+        return idtable_get(&e->sequences, q->sequence) ? PERCH_E_BUSY : PERCH_E_NOT_FOUND;
+    }
+    return check_fit(e, *out, q, err);
 }
 
-perch_status perch_submit(perch_engine *e, const perch_request *q, perch_request_id *out, perch_error *err) {
-    if (!e || !q || q->struct_size != sizeof *q || q->sampling.struct_size != sizeof q->sampling) {
-        return err_set(err, PERCH_E_INVALID, "perch_submit: a request from perch_request_init must be given");
+/* Until the queue has room, the engine ends, or the time is up. Under the lock. */
+static perch_status wait_for_room(perch_engine *e, uint64_t deadline_us, perch_error *err) {
+    const struct timespec until = {.tv_sec = (time_t)(deadline_us / 1000000),
+                                   .tv_nsec = (long)(deadline_us % 1000000) * 1000};
+    if (e->n_queued >= e->options.queue_size && e->options.queue_full == PERCH_QUEUE_REFUSE) {
+        return err_set(err, PERCH_E_QUEUE_FULL, "%u requests wait already (queue_size)", e->n_queued);
     }
-    if (out) {
-        *out = 0;
+    e->n_inside++;
+    perch_status status = PERCH_OK;
+    while (!status && e->n_queued >= e->options.queue_size && !e->stopping && !e->dead) {
+        if (!deadline_us) {
+            pthread_cond_wait(&e->space, &e->lock);
+        } else if (pthread_cond_timedwait(&e->space, &e->lock, &until) == ETIMEDOUT) {
+            status = err_set(err, PERCH_E_TIMEOUT, "the queue stayed full (queue_size = %u)", e->options.queue_size);
+        }
     }
-    perch_status status = check_request(e, q, err);
-    if (status) {
+    engine_leave(e);
+    return status;
+}
+
+/* Checked before the wait, so that what can never run is refused at once, and after it, since things may have changed. */
+static perch_status submit(perch_engine *e, const perch_request *q, uint64_t now_us, perch_request_id *out,
+                           perch_error *err) {
+    request *r;
+    sequence *s;
+    uint64_t deadline_us = q->timeout_ms ? now_us + (uint64_t)q->timeout_ms * 1000 : 0;
+    perch_status status = check_submit(e, q, &s, err);
+    if (status || (status = wait_for_room(e, deadline_us, err))) {
         return status;
     }
-    request *r = NULL;
-    sequence *s = NULL;
-    pthread_mutex_lock(&e->lock);
-    status = wait_for_room(e, err);
-    if (!status) {
-        s = sequence_get(e, q->sequence, true, err);
-        status = s                                         ? check_fit(e, s, q, err)
-                 : idtable_get(&e->sequences, q->sequence) ? PERCH_E_BUSY
-                                                           : PERCH_E_NOT_FOUND;
-    }
+    status = check_submit(e, q, &s, err);
     if (!status) {
         status = request_create(e, q, s, &r, err);
     }
-    if (!status) {
-        request_enter(e, r, s, q);
-        if (out) {
-            *out = r->id;
-        }
+    if (status) {
+        pthread_cond_signal(&e->space); /* whoever waits behind may have the place */
+        return status;
     }
-    pthread_mutex_unlock(&e->lock);
+    r->submitted_us = now_us;
+    r->deadline_us = deadline_us;
+    request_enter(e, r, s, q);
+    *out = r->id;
+    return PERCH_OK;
+}
+
+perch_status perch_submit(perch_engine *e, const perch_request *q, perch_request_id *out, perch_error *err) {
+    perch_request_id id = 0;
+    if (!e || !q || q->struct_size != sizeof *q || q->sampling.struct_size != sizeof q->sampling) {
+        return err_set(err, PERCH_E_INVALID, "perch_submit: a request from perch_request_init must be given");
+    }
+    perch_status status = check_request(e, q, err);
+    if (!status) {
+        uint64_t now_us = time_us();
+        pthread_mutex_lock(&e->lock);
+        status = submit(e, q, now_us, &id, err);
+        pthread_mutex_unlock(&e->lock);
+    }
+    if (out) {
+        *out = id;
+    }
     return status;
 }

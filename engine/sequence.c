@@ -95,22 +95,25 @@ perch_status perch_sequence_close(perch_engine *e, perch_sequence_id id, perch_e
     } else {
         idtable_remove(&e->sequences, id);
         s->closed = true;
-        completion_cancel(e, s->busy);
+        for (uint32_t i = 0; i < s->busy->n_completions; i++) {
+            if (!s->fork_of || s->fork_of == &s->busy->completions[i]) {
+                completion_cancel(e, &s->busy->completions[i]);
+            }
+        }
     }
     pthread_mutex_unlock(&e->lock);
     return status;
 }
 
 static perch_status append(perch_engine *e, sequence *s, const int32_t *tokens, size_t n, perch_error *err) {
-    perch_status status = check_tokens(e, tokens, n, err);
-    if (status) {
-        return status;
-    }
     if (n > e->session_len - s->n_tokens) {
         return err_set(err, PERCH_E_TOO_LONG, "%u tokens + %zu appended are more than session_len = %u", s->n_tokens, n,
                        e->session_len);
     }
-    status = reserve_tokens(s, s->n_tokens + n, err);
+    perch_status status = check_tokens(e, tokens, n, err);
+    if (!status) {
+        status = reserve_tokens(s, s->n_tokens + n, err);
+    }
     if (!status && n) {
         memcpy(s->tokens + s->n_tokens, tokens, n * sizeof *tokens);
         s->n_tokens += (uint32_t)n;

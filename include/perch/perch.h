@@ -281,7 +281,8 @@ typedef struct perch_plan {
 } perch_plan;
 
 /*
- * Counters since the start, and gauges (marked so) as of now. Consistent with one another: taken between two steps.
+ * Counters since the start, and gauges (marked so) as of now. What a step computes is counted when it ends, what it decides
+ * (admissions, evictions, preemptions) when it begins.
  * live = held by sequences in the batch, cached = held by idle ones.
  */
 typedef struct perch_stats {
@@ -316,7 +317,10 @@ typedef struct perch_stats {
  */
 PERCH_API perch_status perch_engine_create(const perch_options *options, perch_engine **out, perch_error *err);
 
-/* Ends running requests without further events, joins the engine's threads, frees everything. */
+/*
+ * Ends running requests without further events, joins the engine's threads, frees everything. Threads that wait in perch_next or
+ * perch_submit come back with E_SHUTDOWN; no call may begin after this one.
+ */
 PERCH_API void perch_engine_destroy(perch_engine *engine);
 
 /*
@@ -331,7 +335,7 @@ PERCH_API perch_status perch_engine_stats(perch_engine *engine, perch_stats *sta
 /* The model's tokenizer, borrowed for the engine's life; NULL if it has none (weights = random). */
 PERCH_API const perch_tokenizer *perch_engine_tokenizer(const perch_engine *engine);
 
-/* The options as they took effect (auto values replaced by what was chosen). */
+/* The options as they took effect (auto values replaced by what was chosen). out comes from perch_options_init. */
 PERCH_API perch_status perch_engine_options(const perch_engine *engine, perch_options *out, perch_error *err);
 
 /* ------------------------------------------------------------- sequences -- */
@@ -448,7 +452,8 @@ PERCH_API perch_status perch_request_init(const perch_engine *engine, perch_requ
 /*
  * Submits a turn. Refused here, with the parameter's name, if it could never run: E_INVALID, E_NOT_FOUND, E_BUSY (one
  * request a sequence at a time), E_TOO_LONG (length + n_tokens + max_tokens > session_len). A full queue blocks or is
- * E_QUEUE_FULL, as configured. On success exactly one PERCH_EVENT_DONE follows for each completion.
+ * E_QUEUE_FULL, as configured; E_TIMEOUT where it stays full for timeout_ms. On success exactly one PERCH_EVENT_DONE
+ * follows for each completion.
  */
 PERCH_API perch_status perch_submit(perch_engine *engine, const perch_request *request, perch_request_id *out,
                                     perch_error *err);
@@ -472,7 +477,7 @@ typedef enum perch_finish {
     PERCH_FINISH_LENGTH = 4, /* max_tokens */
     PERCH_FINISH_CANCELLED = 5,
     PERCH_FINISH_TIMEOUT = 6,
-    PERCH_FINISH_ERROR = 7 /* status says what */
+    PERCH_FINISH_ERROR = 7 /* status and message say what */
 } perch_finish;
 
 typedef struct perch_logprob {
@@ -509,6 +514,7 @@ typedef struct perch_event {
     uint64_t cached_tokens;                   /* of which had their KV in the cache at admission */
     uint64_t completion_tokens;               /* generated */
     uint64_t queue_us, prefill_us, decode_us; /* submit..admission, ..first token, ..end */
+    const char *message;                      /* DONE with FINISH_ERROR: what went wrong; "" otherwise */
     void *storage;                            /* private */
 } perch_event;
 
