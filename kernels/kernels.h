@@ -25,7 +25,7 @@ typedef enum kernels_dtype { KERNELS_F32 = 0, KERNELS_F16 = 1, KERNELS_BF16 = 2 
 typedef struct kernels_config {
     kernels_dtype dtype; /* F32 or BF16: weights, matrix products' inputs and KV. Accumulation is f32 always */
     uint32_t n_threads;  /* CPU: threads that compute, the caller's included; 0 = the CPUs this process may use */
-    const char *isa;     /* CPU: "avx512bf16", "avx512", "scalar"; NULL = the best there is. For tests. Unknown: error */
+    const char *isa;     /* CPU: "avx512bf16", "avx512", "scalar"; NULL = the best there is. Unknown: error */
 } kernels_config;
 
 /*
@@ -67,7 +67,7 @@ typedef struct kernels_batch {
 typedef struct kernels_attention {
     kv_layout layout;
     uint32_t layer;
-    uint32_t n_heads; /* query heads; a multiple of layout.n_kv_heads; head h reads kv head h / (n_heads / n_kv_heads) */
+    uint32_t n_heads; /* query heads, a multiple of n_kv_heads; head h reads kv head h / (n_heads / n_kv_heads) */
     uint32_t window;  /* a token at position p sees p-window+1..p; 0 = all up to p */
     float scale;      /* of q·k */
 } kernels_attention;
@@ -78,8 +78,9 @@ typedef struct kernels_backend {
     /* --- device. open: E_UNSUPPORTED (isa), E_NOMEM, E_DEVICE. close(NULL) is fine and frees everything still open */
     perch_status (*open)(const kernels_config *config, kernels_device **out, perch_error *err);
     void (*close)(kernels_device *device);
-    const char *(*describe)(const kernels_device *device); /* "cpu avx512bf16, 2 threads"; lives as long as the device */
-    size_t (*act_bytes)(const kernels_device *device);     /* of one activation */
+    /* "cpu avx512bf16, 2 threads"; lives as long as the device */
+    const char *(*describe)(const kernels_device *device);
+    size_t (*act_bytes)(const kernels_device *device); /* of one activation */
     /* Bytes this process can still take on the device; on the CPU the smallest of MemAvailable and the cgroups' limits. */
     perch_status (*free_bytes)(kernels_device *device, uint64_t *out, perch_error *err);
 

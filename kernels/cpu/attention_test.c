@@ -13,7 +13,7 @@
 #define U 0x1p-24
 #define COUNT(a) (sizeof(a) / sizeof(a)[0])
 #define MAX_ROWS 4u
-#define MAX_LENGTH 300u
+#define MAX_LENGTH 200u
 
 typedef struct shape {
     kernels_attention attention;
@@ -162,7 +162,7 @@ static void random_qkv(test_rng *rng, const shape *sh, bool bf16, float *qkv, si
 
 /*
  * The values are averages of numbers of at most 1. A score is a sum of D products of at most amplitude² with a rounding
- * each, times scale: an error δ there is a relative error δ of the weight. The exponential, the sums over up to 300
+ * each, times scale: an error δ there is a relative error δ of the weight. The exponential, the sums over up to 200
  * positions and the division add some ten roundings more, growing as the square root. With real angles in bf16 K and q are
  * rounded from sides that differ in the last bit of f32, so that now and then one of them goes to the other neighbour:
  * 2^-8 relative in one of D elements.
