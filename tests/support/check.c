@@ -45,8 +45,9 @@ int test_main(const char *suite_name, const test_case *tests, size_t n, int argc
         } else {
             passed++;
         }
-        printf("%s %s/%s%s%s\n", bad ? "FAIL" : skip_reason ? "skip" : "ok  ", suite_name, tests[i].name,
-               skip_reason ? ": " : "", skip_reason ? skip_reason : "");
+        const char *verdict = bad ? "FAIL" : skip_reason ? "skip" : "ok  ";
+        printf("%s %s/%s%s%s\n", verdict, suite_name, tests[i].name, skip_reason ? ": " : "",
+               skip_reason ? skip_reason : "");
     }
     CU_cleanup_registry();
     printf("%s: %u passed, %u failed, %u skipped\n", suite_name, passed, failed, skipped);
