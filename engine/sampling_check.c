@@ -49,6 +49,10 @@ static perch_status check_lists(const perch_sampling *p, uint32_t vocab_size, pe
     if (p->n_logit_bias > 0 && !p->logit_bias) {
         return err_set(err, PERCH_E_INVALID, "logit_bias: NULL, but n_logit_bias is %zu", p->n_logit_bias);
     }
+    if (p->n_logit_bias > vocab_size || p->n_banned_tokens > vocab_size) {
+        return err_set(err, PERCH_E_INVALID, "%s: more entries than the %u tokens of the vocabulary",
+                       p->n_logit_bias > vocab_size ? "n_logit_bias" : "n_banned_tokens", vocab_size);
+    }
     for (size_t i = 0; i < p->n_logit_bias; i++) {
         perch_logit_bias entry = p->logit_bias[i];
         if (entry.token < 0 || (uint32_t)entry.token >= vocab_size) {

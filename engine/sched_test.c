@@ -267,6 +267,24 @@ static void a_row_without_a_page_takes_it_from_the_youngest_of_the_lowest_priori
     world_close();
 }
 
+static void the_first_of_the_list_takes_the_page_it_needs_from_the_last(void) {
+    cache_config small = roomy_cache;
+    small.session_len = 128; /* 8 pages */
+    small.n_pages = 9;
+    if (!world_open(&small, &plain)) {
+        return;
+    }
+    job *first = world_add(55, 60, 0),
+        *second = world_add(62, 60, 0); /* the second takes the last page, the first needs it */
+    while (w.s.preemptions == 0) {
+        world_step();
+    }
+    CU_ASSERT_EQUAL(first->item.state, SCHED_RUNNING);
+    CU_ASSERT_EQUAL(second->item.state, SCHED_WAITING);
+    CU_ASSERT_EQUAL(first->item.planned_step, w.s.step);
+    world_close();
+}
+
 static void an_item_that_waits_for_memory_is_overtaken_a_bounded_number_of_times(void) {
     cache_config small = roomy_cache;
     small.session_len = 256; /* 16 pages */
@@ -392,6 +410,7 @@ int main(int argc, char **argv) {
         TEST(equal_priorities_are_admitted_in_order_of_arrival),
         TEST(higher_priority_goes_first_and_the_lowest_ages_past_it),
         TEST(a_row_without_a_page_takes_it_from_the_youngest_of_the_lowest_priority),
+        TEST(the_first_of_the_list_takes_the_page_it_needs_from_the_last),
         TEST(an_item_that_waits_for_memory_is_overtaken_a_bounded_number_of_times),
         TEST(logit_rows_bound_a_scoring_chunk),
         TEST(random_traffic_always_ends_and_never_breaks_the_cache),

@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -82,6 +83,7 @@ static void spoil_frequency(perch_request *q) { q->sampling.frequency_penalty = 
 static void spoil_presence(perch_request *q) { q->sampling.presence_penalty = NAN; }
 static void spoil_logprobs(perch_request *q) { q->sampling.n_logprobs = 21; }
 static void spoil_bias(perch_request *q) { q->sampling.logit_bias = bad_bias, q->sampling.n_logit_bias = 1; }
+static void spoil_bias_count(perch_request *q) { q->sampling.logit_bias = bad_bias, q->sampling.n_logit_bias = 97; }
 static void spoil_banned(perch_request *q) {
     q->sampling.banned_tokens = out_of_vocab, q->sampling.n_banned_tokens = 2;
 }
@@ -108,6 +110,7 @@ static void parameters_out_of_range_are_refused_by_name(void) {
         {spoil_frequency, "frequency_penalty"},
         {spoil_presence, "presence_penalty"},
         {spoil_logprobs, "n_logprobs"},
+        {spoil_bias_count, "n_logit_bias"},
         {spoil_bias, "logit_bias"},
         {spoil_banned, "banned_tokens"},
     };
@@ -227,6 +230,182 @@ static void a_second_turn_finds_the_first_in_the_cache(void) {
     CU_ASSERT_EQUAL(stats.decode_tokens, 12);
     CU_ASSERT_EQUAL(stats.reprefill_tokens, 0);
     CU_ASSERT_EQUAL(stats.sequences_open, 1);
+    perch_engine_destroy(e);
+}
+
+static void hits_partial_hits_and_misses_are_told_apart(void) {
+    perch_options o = host_options("llama");
+    o.page_bytes = 4096; /* a group */
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    int32_t tokens[64];
+    host_result r;
+    perch_sequence_id id = open_sequence(e);
+    perch_stats stats = {.struct_size = sizeof stats};
+    host_tokens(11, VOCAB, tokens, 64);
+    const struct {
+        uint32_t n, keep_pages;
+        uint64_t cached;
+    } turns[] = {{50, 9, 0}, {5, 9, 50}, {5, 2, 32}, {2, 0, 0}};
+    for (size_t i = 0; i < 4; i++) {
+        pthread_mutex_lock(&e->lock);
+        while (i > 0 && cache_evict_one(e->kv, turns[i].keep_pages)) {}
+        pthread_mutex_unlock(&e->lock);
+        perch_request q = host_request(e, id, tokens, turns[i].n, 1);
+        q.flags = PERCH_REQUEST_IGNORE_EOS;
+        CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+        CHECK_MSG(r.cached_tokens == turns[i].cached, "turn %zu: %llu tokens", i, (unsigned long long)r.cached_tokens);
+        host_result_free(&r);
+    }
+    CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(stats.first_turns, 1);
+    CU_ASSERT_EQUAL(stats.hits, 1);
+    CU_ASSERT_EQUAL(stats.partial_hits, 1);
+    CU_ASSERT_EQUAL(stats.misses, 1);
+    CU_ASSERT_EQUAL(stats.cached_tokens, 82);
+    CU_ASSERT_EQUAL(stats.evictions, 2);
+    /* 56 tokens had KV before the third turn, which kept 32; 62 before the fourth, which kept none */
+    CHECK_MSG(stats.reprefill_tokens == 24 + 62, "%llu tokens", (unsigned long long)stats.reprefill_tokens);
+    CU_ASSERT_EQUAL(perch_sequence_rewind(e, id, 8, NULL), PERCH_OK);
+    perch_request q = host_request(e, id, NULL, 0, 1);
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    host_result_free(&r);
+    CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(stats.reprefill_tokens, 24 + 62); /* a last token that is computed again was not evicted */
+    perch_engine_destroy(e);
+}
+
+static void penalties_count_what_this_request_generated(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    int32_t tokens[20];
+    host_result whole, split, free_run;
+    host_tokens(12, 12, tokens, 20); /* few different ones, so that penalties would meet them */
+    perch_request q = host_request(e, open_sequence(e), tokens, 20, 30);
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &free_run), PERCH_OK);
+    q.sequence = open_sequence(e);
+    q.sampling.presence_penalty = 2;
+    q.sampling.frequency_penalty = 2;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &whole), PERCH_OK);
+    q.sequence = open_sequence(e);
+    CU_ASSERT_EQUAL(perch_sequence_append(e, q.sequence, tokens, 10, NULL), PERCH_OK);
+    q.tokens = tokens + 10;
+    q.n_tokens = 10;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &split), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(whole.n_tokens, 30);
+    CU_ASSERT_EQUAL(memcmp(whole.tokens, split.tokens, 30 * sizeof *tokens), 0);
+    CU_ASSERT_NOT_EQUAL(memcmp(whole.tokens, free_run.tokens, 30 * sizeof *tokens), 0);
+    host_result_free(&whole);
+    host_result_free(&split);
+    host_result_free(&free_run);
+    perch_engine_destroy(e);
+}
+
+static void what_cannot_be_sampled_ends_with_a_message(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    int32_t all[VOCAB];
+    perch_event ev;
+    for (int32_t i = 0; i < (int32_t)VOCAB; i++) {
+        all[i] = i;
+    }
+    perch_request q = host_request(e, open_sequence(e), all, 3, 4);
+    q.sampling.banned_tokens = all;
+    q.sampling.n_banned_tokens = VOCAB;
+    CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    perch_event_init(&ev, sizeof ev);
+    CU_ASSERT_EQUAL(perch_next(e, &ev, 60000, NULL), PERCH_OK);
+    CU_ASSERT_TRUE(ev.type == PERCH_EVENT_DONE && ev.finish == PERCH_FINISH_ERROR && ev.status == PERCH_E_INVALID);
+    CHECK_MSG(strlen(ev.message) > 10, "\"%s\"", ev.message);
+    perch_event_clear(&ev);
+    perch_engine_destroy(e);
+}
+
+/* ------------------------------------------------------------------------- text -- */
+
+static perch_engine *text_engine(void) {
+    perch_options o = host_options("text");
+    snprintf(o.path, sizeof o.path, "tests/fixtures/model/mistral-bf16");
+    snprintf(o.tokenizer_path, sizeof o.tokenizer_path, "tests/fixtures/engine/text/tokenizer.json");
+    o.weights = PERCH_WEIGHTS_FILE;
+    return host_engine(&o);
+}
+
+/* A stop string inside the text: it ends there, whichever tokens it is made of, and nothing of it is ever shown. */
+static void stop_strings_end_the_text_before_them_across_tokens(void) {
+    perch_engine *e = text_engine();
+    if (!e) {
+        return;
+    }
+    int32_t prompt[] = {10, 20, 30};
+    host_result whole, r;
+    perch_request q = host_request(e, open_sequence(e), prompt, 3, 60);
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    q.sampling.temperature = 1.2;
+    q.sampling.seed = 4;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &whole), PERCH_OK);
+    if (!CHECK_MSG(whole.text_bytes > 20, "\"%s\"", whole.text)) {
+        return;
+    }
+    for (size_t at = 3; at + 5 < whole.text_bytes; at += 3) {
+        char stop[6] = {0};
+        memcpy(stop, whole.text + at, 5);
+        const char *stops[] = {"never in it", stop};
+        const char *first = strstr(whole.text, stop);
+        q.sequence = open_sequence(e);
+        q.stop_strings = stops;
+        q.n_stop_strings = 2;
+        CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+        CU_ASSERT_EQUAL(r.finish, PERCH_FINISH_STOP_STRING);
+        CHECK_MSG(r.text_bytes == (size_t)(first - whole.text) && !memcmp(r.text, whole.text, r.text_bytes),
+                  "stop at \"%s\": \"%s\" of \"%s\"", stop, r.text, whole.text);
+        CU_ASSERT_TRUE(r.n_tokens <= whole.n_tokens && !memcmp(r.tokens, whole.tokens, 4 * r.n_tokens));
+        host_result_free(&r);
+    }
+    /* what only began like a stop string is shown in the end */
+    char begun[16];
+    const char *one = begun;
+    snprintf(begun, sizeof begun, "%s~", whole.text + whole.text_bytes - 4);
+    q.sequence = open_sequence(e);
+    q.stop_strings = &one;
+    q.n_stop_strings = 1;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    CU_ASSERT_EQUAL(r.finish, PERCH_FINISH_LENGTH);
+    CU_ASSERT_STRING_EQUAL(r.text, whole.text);
+    host_result_free(&r);
+    host_result_free(&whole);
+    perch_engine_destroy(e);
+}
+
+/* The demo's tokenizer is byte level: a lone lead byte is no text until nothing follows it. */
+static void half_a_character_at_the_end_is_told_as_one(void) {
+    perch_options o = host_options("text");
+    snprintf(o.path, sizeof o.path, "tools/train/model");
+    o.weights = PERCH_WEIGHTS_FILE;
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    perch_logit_bias bias = {perch_tokenizer_find(perch_engine_tokenizer(e), "\xC3\x83"), 100}; /* stands for byte C3 */
+    int32_t prompt[] = {5, 6};
+    host_result r;
+    CU_ASSERT_TRUE_FATAL(bias.token >= 0);
+    perch_request q = host_request(e, open_sequence(e), prompt, 2, 1);
+    q.sampling.logit_bias = &bias;
+    q.sampling.n_logit_bias = 1;
+    CU_ASSERT_EQUAL(host_turn(e, &q, &r), PERCH_OK);
+    CU_ASSERT_TRUE(r.n_tokens == 1 && r.tokens[0] == bias.token);
+    CU_ASSERT_STRING_EQUAL(r.text, "\xEF\xBF\xBD");
+    host_result_free(&r);
     perch_engine_destroy(e);
 }
 
@@ -406,17 +585,6 @@ static void stop_tokens_end_a_request_but_not_before_min_tokens(void) {
 
 /* ----------------------------------------------------------- ends before the end -- */
 
-static perch_finish finish_of(perch_engine *e, perch_request_id id) {
-    perch_event ev;
-    perch_finish finish = PERCH_FINISH_NONE;
-    perch_event_init(&ev, sizeof ev);
-    while (finish == PERCH_FINISH_NONE && perch_next(e, &ev, 60000, NULL) == PERCH_OK) {
-        finish = ev.request == id && ev.type == PERCH_EVENT_DONE ? ev.finish : PERCH_FINISH_NONE;
-    }
-    perch_event_clear(&ev);
-    return finish;
-}
-
 static void cancel_works_at_any_moment(void) {
     perch_options o = host_options("llama");
     o.max_batch_size = 1;
@@ -466,26 +634,88 @@ static void cancel_works_at_any_moment(void) {
     perch_engine_destroy(e);
 }
 
-static void closing_a_busy_sequence_cancels_its_request(void) {
+static perch_engine *stepped_engine(const perch_options *o) {
+    perch_engine *e = NULL;
+    perch_error err;
+    return CHECK_MSG(engine_open(o, false, &e, &err) == PERCH_OK, "%s", err.message) ? e : NULL;
+}
+
+static bool step(perch_engine *e) {
+    pthread_mutex_lock(&e->lock);
+    bool worked = engine_step(e);
+    pthread_mutex_unlock(&e->lock);
+    return worked;
+}
+
+/* Takes what there is; how many completions ended, all of them with `finish`. */
+static uint32_t take_done(perch_engine *e, perch_finish finish) {
+    perch_event ev;
+    uint32_t n_done = 0;
+    perch_event_init(&ev, sizeof ev);
+    while (perch_next(e, &ev, 0, NULL) == PERCH_OK) {
+        if (ev.type == PERCH_EVENT_DONE) {
+            CHECK_MSG(ev.finish == finish, "%s instead of %s", perch_finish_name(ev.finish), perch_finish_name(finish));
+            n_done++;
+        }
+    }
+    perch_event_clear(&ev);
+    return n_done;
+}
+
+static void closing_a_busy_sequence_cancels_its_request_and_its_forks(void) {
     perch_options o = host_options("llama");
-    perch_engine *e = host_engine(&o);
+    perch_engine *e = stepped_engine(&o);
     if (!e) {
         return;
     }
     int32_t token = 9;
-    perch_request_id id;
+    perch_error err;
     perch_sequence_id s = open_sequence(e);
-    perch_request q = host_request(e, s, &token, 1, 255);
+    perch_request q = host_request(e, s, &token, 1, 200);
     q.flags = PERCH_REQUEST_IGNORE_EOS;
-    CU_ASSERT_EQUAL(perch_submit(e, &q, &id, NULL), PERCH_OK);
+    q.n_completions = 3;
+    CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    for (int i = 0; i < 4; i++) {
+        CU_ASSERT_TRUE(step(e));
+    }
+    CU_ASSERT_EQUAL(e->sched.n_running, 3);
+    check_status(perch_submit(e, &q, NULL, &err), PERCH_E_BUSY, &err, "in flight");
     CU_ASSERT_EQUAL(perch_sequence_close(e, s, NULL), PERCH_OK);
     CU_ASSERT_EQUAL(perch_sequence_close(e, s, NULL), PERCH_E_NOT_FOUND);
-    perch_finish finish = finish_of(e, id);
-    CU_ASSERT_TRUE(finish == PERCH_FINISH_CANCELLED || finish == PERCH_FINISH_LENGTH);
+    step(e);
+    CU_ASSERT_EQUAL(take_done(e, PERCH_FINISH_CANCELLED), 3);
     perch_stats stats = {.struct_size = sizeof stats};
     CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
     CU_ASSERT_EQUAL(stats.sequences_open, 0);
     CU_ASSERT_EQUAL(stats.pages_free, stats.pages_total);
+    perch_engine_destroy(e);
+}
+
+static void a_sequence_is_in_flight_until_its_last_fork_ended(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = stepped_engine(&o);
+    if (!e) {
+        return;
+    }
+    int32_t token = 9;
+    perch_error err;
+    perch_request_id id;
+    perch_sequence_id s = open_sequence(e);
+    perch_request q = host_request(e, s, &token, 1, 20);
+    q.flags = PERCH_REQUEST_IGNORE_EOS;
+    q.n_completions = 2;
+    CU_ASSERT_EQUAL(perch_submit(e, &q, &id, NULL), PERCH_OK);
+    step(e);
+    request *r = idtable_get(&e->requests, id);
+    pthread_mutex_lock(&e->lock);
+    completion_cancel(e, &r->completions[0]);
+    pthread_mutex_unlock(&e->lock);
+    step(e);
+    CU_ASSERT_EQUAL(take_done(e, PERCH_FINISH_CANCELLED), 1);
+    check_status(perch_sequence_rewind(e, s, 0, &err), PERCH_E_BUSY, &err, "in flight");
+    while (step(e)) {}
+    CU_ASSERT_EQUAL(take_done(e, PERCH_FINISH_LENGTH), 1);
+    CU_ASSERT_EQUAL(perch_sequence_rewind(e, s, 0, NULL), PERCH_OK);
     perch_engine_destroy(e);
 }
 
@@ -525,6 +755,68 @@ static void a_deadline_ends_what_waits_and_what_runs(void) {
     }
     CU_ASSERT_EQUAL(n_timeout, 2);
     perch_event_clear(&ev);
+    perch_engine_destroy(e);
+}
+
+static void many_deadlines_end_in_their_order(void) {
+    perch_options o = host_options("llama");
+    o.max_batch_size = 1;
+    o.max_step_tokens = 17;
+    o.queue_size = 4000;
+    perch_engine *e = stepped_engine(&o);
+    if (!e) {
+        return;
+    }
+    enum { N = 3000 };
+    int32_t token = 9;
+    uint32_t n_early = 0;
+    for (uint32_t i = 0; i < N; i++) {
+        perch_request q = host_request(e, open_sequence(e), &token, 1, 200);
+        bool early = i * 7919 % 3 == 0;
+        n_early += early;
+        q.flags = PERCH_REQUEST_IGNORE_EOS;
+        q.timeout_ms = early ? 1 : 40000 + i * 7919 % 1000;
+        CU_ASSERT_EQUAL_FATAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    }
+    usleep(5000);
+    step(e);
+    CU_ASSERT_EQUAL(take_done(e, PERCH_FINISH_TIMEOUT), n_early);
+    CU_ASSERT_EQUAL(e->deadlines.n, N - n_early);
+    pthread_mutex_lock(&e->lock);
+    for (size_t i = 0; i < e->deadlines.n; i++) { /* their time comes, in the order that they had */
+        e->deadlines.heap[i]->at_us -= 50000000;
+    }
+    pthread_mutex_unlock(&e->lock);
+    step(e);
+    CU_ASSERT_EQUAL(take_done(e, PERCH_FINISH_TIMEOUT), N - n_early);
+    perch_engine_destroy(e);
+}
+
+static void priority_decides_who_is_admitted_first(void) {
+    perch_options o = host_options("llama");
+    o.max_batch_size = 1;
+    perch_engine *e = stepped_engine(&o);
+    if (!e) {
+        return;
+    }
+    int32_t token = 9;
+    perch_event ev;
+    uint64_t order[3];
+    uint32_t n = 0;
+    for (int32_t i = 0; i < 3; i++) {
+        perch_request q = host_request(e, open_sequence(e), &token, 1, 2);
+        q.flags = PERCH_REQUEST_IGNORE_EOS;
+        q.priority = i - 1;
+        q.user_data = (uint64_t)i;
+        CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    }
+    while (step(e)) {}
+    perch_event_init(&ev, sizeof ev);
+    while (n < 3 && perch_next(e, &ev, 0, NULL) == PERCH_OK) {
+        order[n++] = ev.user_data; /* each has piled up into its DONE */
+    }
+    perch_event_clear(&ev);
+    CU_ASSERT_TRUE(n == 3 && order[0] == 2 && order[1] == 1 && order[2] == 0);
     perch_engine_destroy(e);
 }
 
@@ -590,6 +882,95 @@ static void a_full_queue_makes_submit_wait_where_so_configured(void) {
     CU_ASSERT_EQUAL(n_done, 20);
     perch_event_clear(&ev);
     perch_engine_destroy(e);
+}
+
+typedef struct submitter {
+    perch_engine *e;
+    perch_sequence_id sequence;
+    perch_status status;
+} submitter;
+
+static void *submit_one(void *arg) {
+    submitter *s = arg;
+    int32_t token = 11;
+    perch_request q = host_request(s->e, s->sequence, &token, 1, 3);
+    s->status = perch_submit(s->e, &q, NULL, NULL);
+    return NULL;
+}
+
+static void wait_until_inside(perch_engine *e, uint32_t n) {
+    for (uint32_t inside = 0; inside < n; usleep(1000)) {
+        pthread_mutex_lock(&e->lock);
+        inside = e->n_inside;
+        pthread_mutex_unlock(&e->lock);
+    }
+}
+
+/* Two wait for the one place; the first finds its sequence closed, and hands the place on. */
+static void a_place_in_the_queue_that_is_not_taken_goes_to_the_next(void) {
+    perch_options o = host_options("llama");
+    o.queue_size = 1;
+    o.max_batch_size = 1;
+    perch_engine *e = stepped_engine(&o);
+    if (!e) {
+        return;
+    }
+    int32_t token = 9;
+    pthread_t threads[2];
+    submitter s[2];
+    perch_error err;
+    perch_request q = host_request(e, open_sequence(e), &token, 1, 3);
+    CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+    q.max_tokens = 100000; /* what can never run is refused although the queue is full */
+    q.sequence = open_sequence(e);
+    check_status(perch_submit(e, &q, NULL, &err), PERCH_E_TOO_LONG, &err, "session_len");
+    q.max_tokens = 1;
+    q.timeout_ms = 5;
+    check_status(perch_submit(e, &q, NULL, &err), PERCH_E_TIMEOUT, &err, "queue_size");
+    for (uint32_t i = 0; i < 2; i++) {
+        s[i] = (submitter){e, open_sequence(e), PERCH_E_AGAIN};
+        CU_ASSERT_EQUAL_FATAL(pthread_create(&threads[i], NULL, submit_one, &s[i]), 0);
+        wait_until_inside(e, i + 1);
+    }
+    CU_ASSERT_EQUAL(perch_sequence_close(e, s[0].sequence, NULL), PERCH_OK);
+    step(e); /* the place is free */
+    pthread_join(threads[0], NULL);
+    pthread_join(threads[1], NULL);
+    CU_ASSERT_EQUAL(s[0].status, PERCH_E_NOT_FOUND);
+    CU_ASSERT_EQUAL(s[1].status, PERCH_OK);
+    perch_engine_destroy(e);
+}
+
+static void *next_one(void *arg) {
+    submitter *s = arg;
+    perch_event ev;
+    perch_event_init(&ev, sizeof ev);
+    do {
+        s->status = perch_next(s->e, &ev, -1, NULL);
+    } while (!s->status);
+    perch_event_clear(&ev);
+    return NULL;
+}
+
+static void destroy_sends_waiting_threads_home(void) {
+    perch_options o = host_options("llama");
+    o.queue_size = 1;
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    pthread_t threads[4];
+    submitter s[4];
+    for (uint32_t i = 0; i < 4; i++) {
+        s[i] = (submitter){e, 0, PERCH_OK};
+        CU_ASSERT_EQUAL_FATAL(pthread_create(&threads[i], NULL, next_one, &s[i]), 0);
+    }
+    wait_until_inside(e, 4);
+    perch_engine_destroy(e);
+    for (uint32_t i = 0; i < 4; i++) {
+        pthread_join(threads[i], NULL);
+        CU_ASSERT_EQUAL(s[i].status, PERCH_E_SHUTDOWN);
+    }
 }
 
 /* ---------------------------------------------------------------------- events -- */
@@ -825,35 +1206,41 @@ static perch_status failing_execute(kernels_device *device, const kv_command *co
 
 static void a_device_fault_kills_the_engine_and_says_so_to_everybody(void) {
     perch_options o = host_options("llama");
-    perch_engine *e = NULL;
-    perch_error err;
-    if (!CHECK_MSG(engine_open(&o, false, &e, &err) == PERCH_OK, "%s", err.message)) {
+    o.queue_size = 1;
+    perch_engine *e = stepped_engine(&o);
+    if (!e) {
         return;
     }
     kernels_backend broken = *e->backend;
     broken.kv_execute = failing_execute;
     e->backend = &broken;
     int32_t token = 9;
+    perch_error err;
     perch_sequence_id s = open_sequence(e);
     perch_request q = host_request(e, s, &token, 1, 5);
     q.n_completions = 2;
     CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
-    pthread_mutex_lock(&e->lock);
-    CU_ASSERT_TRUE(engine_step(e));
-    CU_ASSERT_FALSE(engine_step(e));
-    pthread_mutex_unlock(&e->lock);
+    pthread_t submits, waits;
+    submitter blocked = {e, open_sequence(e), PERCH_OK}, waiting = {e, 0, PERCH_OK};
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&submits, NULL, submit_one, &blocked), 0);
+    CU_ASSERT_EQUAL_FATAL(pthread_create(&waits, NULL, next_one, &waiting), 0);
+    wait_until_inside(e, 2);
+    CU_ASSERT_TRUE(step(e));
+    CU_ASSERT_FALSE(step(e));
+    pthread_join(submits, NULL);
+    pthread_join(waits, NULL); /* took both DONE events, then the status */
+    CU_ASSERT_EQUAL(blocked.status, PERCH_E_DEVICE);
+    CU_ASSERT_EQUAL(waiting.status, PERCH_E_DEVICE);
     perch_event ev;
     perch_event_init(&ev, sizeof ev);
-    for (int i = 0; i < 2; i++) {
-        CU_ASSERT_EQUAL(perch_next(e, &ev, 0, NULL), PERCH_OK);
-        CU_ASSERT_EQUAL(ev.finish, PERCH_FINISH_ERROR);
-        CU_ASSERT_EQUAL(ev.status, PERCH_E_DEVICE);
-    }
     check_status(perch_next(e, &ev, 0, &err), PERCH_E_DEVICE, &err, "planted fault");
     check_status(perch_submit(e, &q, NULL, &err), PERCH_E_DEVICE, &err, "planted fault");
+    struct pollfd p = {.fd = perch_event_fd(e), .events = POLLIN};
+    CU_ASSERT_EQUAL(poll(&p, 1, 0), 1); /* so that an event loop comes and sees */
     perch_stats stats = {.struct_size = sizeof stats};
     CU_ASSERT_EQUAL(perch_engine_stats(e, &stats, NULL), PERCH_OK);
     CU_ASSERT_EQUAL(stats.status, PERCH_E_DEVICE);
+    CU_ASSERT_EQUAL(stats.requests_failed, 1);
     perch_event_clear(&ev);
     perch_engine_destroy(e);
 }
@@ -872,7 +1259,17 @@ int main(int argc, char **argv) {
         TEST(logprobs_come_with_the_tokens_best_first),
         TEST(stop_tokens_end_a_request_but_not_before_min_tokens),
         TEST(cancel_works_at_any_moment),
-        TEST(closing_a_busy_sequence_cancels_its_request),
+        TEST(closing_a_busy_sequence_cancels_its_request_and_its_forks),
+        TEST(a_sequence_is_in_flight_until_its_last_fork_ended),
+        TEST(many_deadlines_end_in_their_order),
+        TEST(priority_decides_who_is_admitted_first),
+        TEST(hits_partial_hits_and_misses_are_told_apart),
+        TEST(penalties_count_what_this_request_generated),
+        TEST(what_cannot_be_sampled_ends_with_a_message),
+        TEST(stop_strings_end_the_text_before_them_across_tokens),
+        TEST(half_a_character_at_the_end_is_told_as_one),
+        TEST(a_place_in_the_queue_that_is_not_taken_goes_to_the_next),
+        TEST(destroy_sends_waiting_threads_home),
         TEST(a_deadline_ends_what_waits_and_what_runs),
         TEST(a_full_queue_refuses_where_so_configured),
         TEST(a_full_queue_makes_submit_wait_where_so_configured),
