@@ -210,10 +210,6 @@ static perch_status fill_event(const perch_engine *e, completion *c, const snaps
     if (status || (status = reserve_storage(s, c, n, n_top, n_prompt, n_text, err))) {
         return status;
     }
-    size_t size = ev->struct_size;
-    memset(ev, 0, sizeof *ev);
-    ev->struct_size = size;
-    ev->storage = s;
     ev->type = now->finished ? PERCH_EVENT_DONE : PERCH_EVENT_TOKENS;
     ev->completion = c->index;
     ev->request = c->req->id;
@@ -297,10 +293,19 @@ static void delivered(perch_engine *e, completion *c, const snapshot *now) {
     }
 }
 
+/* Nothing, but its buffers are kept. */
+static void event_reset(perch_event *ev) {
+    void *storage = ev->storage;
+    memset(ev, 0, sizeof *ev);
+    ev->struct_size = sizeof *ev;
+    ev->storage = storage;
+}
+
 perch_status perch_next(perch_engine *e, perch_event *ev, int timeout_ms, perch_error *err) {
     if (!e || !ev || ev->struct_size != sizeof *ev) {
         return err_set(err, PERCH_E_INVALID, "perch_next: engine and an event from perch_event_init must be given");
     }
+    event_reset(ev);
     if (!ev->storage) {
         ev->storage = calloc(1, sizeof(event_storage));
         if (!ev->storage) {

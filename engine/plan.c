@@ -65,6 +65,8 @@ static uint64_t choose_page_bytes(uint64_t granularity, uint64_t group_bytes, ui
     return page;
 }
 
+static double mib(uint64_t bytes) { return (double)bytes / 1048576; }
+
 static perch_status choose_n_pages(const perch_options *o, uint64_t left_bytes, plan_parts *parts, perch_plan *plan,
                                    perch_error *err) {
     cache_config *kv = &parts->cache;
@@ -78,17 +80,17 @@ static perch_status choose_n_pages(const perch_options *o, uint64_t left_bytes, 
         n_pages = (uint64_t)((double)left_bytes * o->cache_max_entry_count) / kv->page_bytes;
         n_pages = n_pages < most ? n_pages : most;
     }
+    kv->n_pages = n_pages > UINT32_MAX - 1 ? UINT32_MAX - 1 : (uint32_t)n_pages;
     if (n_pages < least) {
+        bool could = least * kv->page_bytes <= left_bytes;
         return err_set(
             err, PERCH_E_NO_ROOM,
-            "one sequence of session_len = %u tokens needs %llu pages of %llu bytes, the pool would have %llu "
-            "(free %llu, weights %llu, workspace %llu bytes): lower [engine] session_len, or raise [cache] "
-            "cache_bytes or cache_max_entry_count",
-            parts->limits.session_len, (unsigned long long)least, (unsigned long long)kv->page_bytes,
-            (unsigned long long)n_pages, (unsigned long long)plan->free_bytes, (unsigned long long)plan->weights_bytes,
-            (unsigned long long)plan->workspace_bytes);
+            "one sequence of session_len = %u tokens takes %.1f MiB of KV memory, the pool would have %.1f MiB "
+            "(%.1f MiB are free, weights take %.1f and workspace %.1f): lower [engine] session_len%s",
+            parts->limits.session_len, mib(least * kv->page_bytes), mib(n_pages * kv->page_bytes),
+            mib(plan->free_bytes), mib(plan->weights_bytes), mib(plan->workspace_bytes),
+            could ? " or raise [cache] cache_bytes or cache_max_entry_count" : "");
     }
-    kv->n_pages = n_pages > UINT32_MAX - 1 ? UINT32_MAX - 1 : (uint32_t)n_pages;
     return PERCH_OK;
 }
 
@@ -114,20 +116,19 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
     }
     uint64_t fixed = plan->weights_bytes + plan->workspace_bytes + plan->host_bytes;
     uint64_t left = plan->free_bytes > fixed ? plan->free_bytes - fixed : 0;
-    plan->total_bytes = fixed;
     perch_status status = choose_n_pages(o, left, parts, plan, err);
-    if (status) {
-        return status;
-    }
     plan->pool_bytes = (uint64_t)kv->n_pages * kv->page_bytes;
     plan->host_bytes += cache_host_bytes(kv);
     plan->total_bytes = plan->weights_bytes + plan->workspace_bytes + plan->host_bytes + plan->pool_bytes;
+    if (status) {
+        return status;
+    }
     if (plan->total_bytes > plan->free_bytes) {
-        return err_set(err, PERCH_E_NO_ROOM,
-                       "weights %llu + workspace %llu + host %llu + KV pool %llu = %llu bytes, but %llu are free",
-                       (unsigned long long)plan->weights_bytes, (unsigned long long)plan->workspace_bytes,
-                       (unsigned long long)plan->host_bytes, (unsigned long long)plan->pool_bytes,
-                       (unsigned long long)plan->total_bytes, (unsigned long long)plan->free_bytes);
+        return err_set(
+            err, PERCH_E_NO_ROOM,
+            "weights %.1f + workspace %.1f + bookkeeping %.1f + KV pool %.1f = %.1f MiB, but %.1f MiB are free",
+            mib(plan->weights_bytes), mib(plan->workspace_bytes), mib(plan->host_bytes), mib(plan->pool_bytes),
+            mib(plan->total_bytes), mib(plan->free_bytes));
     }
     return PERCH_OK;
 }

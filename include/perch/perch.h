@@ -437,7 +437,8 @@ typedef struct perch_request {
     uint32_t timeout_ms; /* deadline from now; 0 = none. At the deadline it ends with what it has */
     const int32_t *stop_tokens; /* [n_stop_tokens] beside the model's EOS; end the request, stay in the sequence */
     size_t n_stop_tokens;
-    const char *const *stop_strings; /* [n_stop_strings], 0-terminated, 1..256 bytes; not part of the text returned */
+    const char *const *stop_strings; /* [n_stop_strings], 0-terminated, 1..256 bytes; not part of the text
+                                        returned, but their tokens stay in the sequence, as EOS does */
     size_t n_stop_strings;
     uint64_t user_data; /* handed back in events */
     perch_sampling sampling;
@@ -523,7 +524,7 @@ PERCH_API perch_status perch_event_init(perch_event *event, size_t struct_size);
 
 /*
  * Takes the next event, waiting for at most timeout_ms (0 = not at all, negative = for ever). Tokens of one completion
- * that pile up before they are fetched come as one event. Events of one completion come in order. E_TIMEOUT: none.
+ * that pile up before they are fetched come as one event. On any failure the event is left empty (PERCH_EVENT_NONE). Events of one completion come in order. E_TIMEOUT: none.
  * E_NOMEM: nothing is lost, call again. After the engine died and every DONE was taken: the engine's sticky status.
  */
 PERCH_API perch_status perch_next(perch_engine *engine, perch_event *event, int timeout_ms, perch_error *err);

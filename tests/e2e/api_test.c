@@ -997,6 +997,7 @@ static void the_event_fd_is_readable_while_there_are_events(void) {
     } while (ev.type != PERCH_EVENT_DONE);
     CU_ASSERT_EQUAL(poll(&p, 1, 0), 0);
     CU_ASSERT_EQUAL(perch_next(e, &ev, 0, NULL), PERCH_E_TIMEOUT);
+    CU_ASSERT_TRUE(ev.type == PERCH_EVENT_NONE && ev.n_tokens == 0); /* nothing is left of the one before */
     perch_event_clear(&ev);
     perch_engine_destroy(e);
 }
