@@ -322,8 +322,8 @@ static perch_status wait_for_room(perch_engine *e, uint64_t deadline_us, perch_e
 /* Checked before the wait, so that what can never run is refused at once, and after it, since things may have changed. */
 static perch_status submit(perch_engine *e, const perch_request *q, uint64_t now_us, perch_request_id *out,
                            perch_error *err) {
-    request *r;
-    sequence *s;
+    request *r = NULL;
+    sequence *s = NULL;
     uint64_t deadline_us = q->timeout_ms ? now_us + (uint64_t)q->timeout_ms * 1000 : 0;
     perch_status status = check_submit(e, q, &s, err);
     if (status || (status = wait_for_room(e, deadline_us, err))) {
