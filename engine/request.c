@@ -286,9 +286,10 @@ static void request_enter(perch_engine *e, request *r, sequence *s, const perch_
 
 /* Everything that can be told of a request while it does not run. Under the lock. */
 static perch_status check_submit(perch_engine *e, const perch_request *q, sequence **out, perch_error *err) {
-    if (e->dead) {
-        err_set(err, e->dead, "the engine is dead: %s", e->dead_reason.message);
-        return e->dead;
+    perch_status dead = e->dead;
+    if (dead) {
+        err_set(err, dead, "the engine is dead: %s", e->dead_reason.message);
+        return dead;
     }
     if (e->stopping) {
         err_set(err, PERCH_E_SHUTDOWN, "the engine is shutting down");
