@@ -63,6 +63,15 @@ static void print_flag(const char *name, const char *arg, const char *help) {
     printf("  %-26s %s\n", left, help);
 }
 
+static bool has_field(const struct command_args *args, size_t field) {
+    for (const char *const *name = args->spec_without; name != NULL && *name != NULL; name++) {
+        if (strcmp(*name, spec_field(field)->name) == 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void print_help(const struct parser *parser) {
     const struct command_args *args = parser->args;
     printf("usage: perch %s %s\n\n%s\n\n", parser->tool->command, args->usage, args->summary);
@@ -71,7 +80,9 @@ static void print_help(const struct parser *parser) {
     }
     const struct spec_field *field;
     for (size_t i = 0; args->spec != NULL && (field = spec_field(i)) != NULL; i++) {
-        print_flag(field->name, field->arg, field->help);
+        if (has_field(args, i)) {
+            print_flag(field->name, field->arg, field->help);
+        }
     }
     printf("\n");
     for (size_t i = 0; i < sizeof(common_flags) / sizeof(common_flags[0]); i++) {
@@ -112,7 +123,7 @@ static bool take_value(struct parser *parser, const char *name, bool wanted, con
     }
     if (wanted && *value == NULL) {
         if (parser->at + 1 >= parser->argc) {
-            return fail(parser, "--%s needs a value", name);
+            return fail(parser, strlen(name) == 1 ? "-%s needs a value" : "--%s needs a value", name);
         }
         *value = parser->argv[++parser->at];
     }
@@ -135,7 +146,7 @@ static bool parse_spec_flag(struct parser *parser, const char *name, int field, 
     }
     if (spec_set_text(parser->args->spec, field, value, &err) != PERCH_OK) {
         char message[640];
-        snprintf(message, sizeof(message), "--%s: %s", name, err.message);
+        snprintf(message, sizeof(message), "%s%s: %s", strlen(name) == 1 ? "-" : "--", name, err.message);
         return fail(parser, "%s", message);
     }
     return true;
@@ -193,7 +204,7 @@ static bool parse_flag(struct parser *parser) {
     }
     const struct flag *flag = find_flag(args->flags, args->n_flags, name);
     int field = args->spec != NULL && flag == NULL ? spec_find(name) : -1;
-    if (field >= 0) {
+    if (field >= 0 && has_field(args, (size_t)field)) {
         return parse_spec_flag(parser, name, field, value);
     }
     if (flag == NULL) {
@@ -242,6 +253,7 @@ static bool parse_words(struct parser *parser) {
 
 static bool apply(struct parser *parser) {
     struct tool *tool = parser->tool;
+    tool->config_file = parser->config;
     perch_error err = {.status = PERCH_OK};
     perch_status status = parser->config != NULL ? config_load(tool, parser->config, &err) : PERCH_OK;
     for (size_t i = 0; status == PERCH_OK && i < parser->n_overrides; i++) {

@@ -22,9 +22,10 @@ struct command_args {
     const char *summary; /* what it does, in a few lines */
     const struct flag *flags;
     size_t n_flags;
-    struct request_spec *spec; /* has the flags of a request too, or NULL */
-    bool runs_engine;          /* has --stats */
-    bool is_bench;             /* FILE.ini stands alone, [bench] keys count, --json takes a file */
+    struct request_spec *spec;       /* has the flags of a request too, or NULL */
+    const char *const *spec_without; /* fields of a request that the command has no flag for, closed by NULL; or NULL */
+    bool runs_engine;                /* has --stats */
+    bool is_bench;                   /* FILE.ini stands alone, [bench] keys count, --json takes a file */
 };
 
 /*

@@ -76,7 +76,7 @@ static const struct row rows[] = {
      FIELD(VALUE_REAL, scale_tokens), RANGE(0.0001, 1)},
     {KEY("max_requests", "integer", "0..100000000", "Requests measured; 0 = the whole trace.", BENCH_TRACE),
      FIELD(VALUE_U32, max_requests), RANGE(0, 1e8)},
-    {KEY("max_seconds", "real", "0..1000000", "No run submits anything after this long; 0 = no limit.", ALL),
+    {KEY("max_seconds", "real", "0..1000000", "A run submits nothing this long after its warm-up; 0 = no limit.", ALL),
      FIELD(VALUE_REAL, max_seconds), RANGE(0, 1e6)},
 };
 enum { N_ROWS = sizeof(rows) / sizeof(rows[0]) };
@@ -116,14 +116,26 @@ static perch_status parse_number(const struct row *row, const char *text, double
     return PERCH_OK;
 }
 
+/* Past what stands between two numbers of a list: blanks, with one comma among them at most. */
+static const char *skip_separator(const char *at) {
+    at += strspn(at, " \t");
+    if (*at == ',') {
+        at++;
+        at += strspn(at, " \t");
+        /* Nothing behind a comma is a number that's missing. */
+        return *at == '\0' ? NULL : at;
+    }
+    return at;
+}
+
 /* "32, 128 512": numbers between commas or blanks. */
 static perch_status parse_list(const struct row *row, const char *text, struct bench_list *out, perch_error *err) {
     struct bench_list list = {.n = 0};
-    const char *at = text + strspn(text, ", \t");
-    while (*at != '\0') {
+    const char *at = text + strspn(text, " \t");
+    while (at != NULL && *at != '\0') {
         size_t length = strcspn(at, ", \t");
         char item[32];
-        if (length >= sizeof(item)) {
+        if (length >= sizeof(item) || length == 0) {
             return tool_error(err, PERCH_E_CONFIG, "'%s' is not a list of whole numbers", text);
         }
         memcpy(item, at, length);
@@ -137,8 +149,10 @@ static perch_status parse_list(const struct row *row, const char *text, struct b
             return status;
         }
         list.values[list.n++] = (uint32_t)value;
-        at += length;
-        at += strspn(at, ", \t");
+        at = skip_separator(at + length);
+    }
+    if (at == NULL) {
+        return tool_error(err, PERCH_E_CONFIG, "'%s' ends with a comma", text);
     }
     if (list.n == 0) {
         return tool_error(err, PERCH_E_CONFIG, "an empty list");

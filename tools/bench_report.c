@@ -17,9 +17,7 @@ void bench_summarize(struct bench_run *run, struct bench_summary *summary) {
     double step_us = (double)(after->step_us - before->step_us);
     double decoded = (double)(after->decode_tokens - before->decode_tokens);
     *summary = (struct bench_summary){.seconds = (double)(run->end_us - run->measure_us) / 1e6};
-    for (size_t i = 0; i < run->n; i++) {
-        summary->n_requests += run->records[i].measured ? 1 : 0;
-    }
+    summary->n_requests = bench_run_n_measured(run);
     for (size_t i = 0; i < 3; i++) {
         summary->ttft_ms[i] = samples_percentile(&run->ttft_ms, percentiles[i]);
         summary->gap_ms[i] = samples_percentile(&run->gaps_ms, percentiles[i]);
@@ -115,25 +113,40 @@ static perch_status print_steps(struct bench_run *runs, size_t n) {
     return print_and_free(&table, status);
 }
 
+/* One row: turns of a class, or of all. prompt and computed: their tokens. */
+static perch_status add_class(struct table *table, perch_status status, const struct bench_run *run, const char *name,
+                              struct samples *ttft, uint64_t prompt, uint64_t computed) {
+    double turns = (double)ttft->n;
+    status = add_text(table, status, run->name);
+    status = add_text(table, status, name);
+    status = add_number(table, status, turns, 0);
+    status = add_number(table, status, 100.0 * ratio(turns, (double)run->ttft_ms.n), 1);
+    status = add_number(table, status, samples_percentile(ttft, 50), 1);
+    status = add_number(table, status, samples_percentile(ttft, 90), 1);
+    status = add_number(table, status, samples_percentile(ttft, 99), 1);
+    status = add_number(table, status, (double)prompt, 0);
+    status = add_number(table, status, (double)(prompt - computed), 0);
+    return add_number(table, status, 100.0 * ratio((double)(prompt - computed), (double)prompt), 1);
+}
+
+/* Turns are counted by what they found of their earlier KV; the last columns say what that was worth in tokens. */
 static perch_status print_classes(struct bench_run *runs, size_t n) {
-    static const char *const names[] = {"run", "at admission",  "turns",           "%", "TTFT ms p50", "p90",
-                                        "p99", "prompt tokens", "of them computed"};
+    static const char *const names[] = {
+        "run", "turns by KV found", "turns",         "% of turns",        "TTFT ms p50", "p90",
+        "p99", "prompt tokens",     "cached tokens", "cached % of tokens"};
     struct table table;
     perch_status status = add_heading(&table, names, sizeof(names) / sizeof(names[0]));
     for (size_t i = 0; i < n; i++) {
+        uint64_t prompt = 0;
+        uint64_t computed = 0;
         for (int class = 0; class < N_CLASSES; class ++) {
-            struct samples *ttft = &runs[i].class_ttft_ms[class];
-            double turns = (double)ttft->n;
-            status = add_text(&table, status, runs[i].name);
-            status = add_text(&table, status, bench_class_name((enum bench_class) class));
-            status = add_number(&table, status, turns, 0);
-            status = add_number(&table, status, 100.0 * ratio(turns, (double)runs[i].ttft_ms.n), 1);
-            status = add_number(&table, status, samples_percentile(ttft, 50), 1);
-            status = add_number(&table, status, samples_percentile(ttft, 90), 1);
-            status = add_number(&table, status, samples_percentile(ttft, 99), 1);
-            status = add_number(&table, status, ratio((double)runs[i].class_prompt_tokens[class], turns), 1);
-            status = add_number(&table, status, ratio((double)runs[i].class_computed_tokens[class], turns), 1);
+            prompt += runs[i].class_prompt_tokens[class];
+            computed += runs[i].class_computed_tokens[class];
+            status = add_class(&table, status, &runs[i], bench_class_name((enum bench_class) class),
+                               &runs[i].class_ttft_ms[class], runs[i].class_prompt_tokens[class],
+                               runs[i].class_computed_tokens[class]);
         }
+        status = add_class(&table, status, &runs[i], "all", &runs[i].ttft_ms, prompt, computed);
     }
     return print_and_free(&table, status);
 }

@@ -29,7 +29,7 @@ const char *bench_class_name(enum bench_class class) {
 perch_status bench_run_begin(struct bench_run *run, struct tool *tool, perch_error *err) {
     *run = (struct bench_run){.tool = tool, .origin_us = clock_us()};
     double limit = tool->bench.max_seconds;
-    run->give_up_us = limit > 0.0 ? (uint64_t)(limit * 1e6) : 0;
+    run->limit_us = limit > 0.0 ? (uint64_t)(limit * 1e6) : 0;
     if (perch_event_init(&run->event, sizeof(run->event)) != PERCH_OK) {
         return tool_error(err, PERCH_E_INVALID, "perch.h and libperch do not match");
     }
@@ -47,7 +47,8 @@ void bench_run_free(struct bench_run *run) {
 }
 
 bool bench_run_over(const struct bench_run *run) {
-    return interrupt_came() || (run->give_up_us != 0 && bench_run_now(run) > run->give_up_us);
+    bool limited = run->measuring && run->limit_us != 0;
+    return interrupt_came() || (limited && bench_run_now(run) > run->measure_us + run->limit_us);
 }
 
 /* ------------------------------------------------------------- the engine -- */
@@ -83,12 +84,24 @@ perch_status bench_run_measure(struct bench_run *run, perch_error *err) {
     return status;
 }
 
+static bool is_measured(const struct bench_record *record) {
+    return record->measured && record->finish != PERCH_FINISH_NONE;
+}
+
+size_t bench_run_n_measured(const struct bench_run *run) {
+    size_t n = 0;
+    for (size_t i = 0; i < run->n; i++) {
+        n += is_measured(&run->records[i]) ? 1 : 0;
+    }
+    return n;
+}
+
 perch_status bench_run_end(struct bench_run *run, perch_error *err) {
     run->end_us = bench_run_now(run);
     perch_status status = get_stats(run, &run->after, err);
     for (size_t i = 0; status == PERCH_OK && i < run->n; i++) {
         const struct bench_record *record = &run->records[i];
-        if (!record->measured || record->first_us == 0) {
+        if (!is_measured(record) || record->first_us == 0) {
             continue;
         }
         double ttft_ms = (double)(record->first_us - record->arrival_us) / 1000.0;
@@ -200,7 +213,7 @@ static perch_status take_event(struct bench_run *run, struct bench_record **done
     run->n_without_first -= record->first_us == 0 ? 1 : 0;
     *done = record;
     if (event->finish == PERCH_FINISH_ERROR) {
-        return tool_error(err, event->status, "a request failed: %s", perch_status_text(event->status));
+        return tool_error(err, event->status, "a request failed: %s", tool_event_error(event));
     }
     return status;
 }

@@ -39,7 +39,7 @@ struct bench_run {
     perch_event event;
     uint64_t origin_us;          /* the clock at the run's beginning */
     uint64_t measure_us, end_us; /* since then */
-    uint64_t give_up_us;         /* no submission after this; 0 = no limit */
+    uint64_t limit_us;           /* no submission this long after measure_us; 0 = no limit */
     bool measuring;
     perch_stats before, after;
     struct samples gaps_ms; /* time between tokens */
@@ -60,9 +60,12 @@ void bench_run_free(struct bench_run *run);
 perch_status bench_run_measure(struct bench_run *run, perch_error *err);
 perch_status bench_run_end(struct bench_run *run, perch_error *err);
 
+/* Requests that were submitted after the warm-up and ended. */
+size_t bench_run_n_measured(const struct bench_run *run);
+
 uint64_t bench_run_now(const struct bench_run *run);
 
-/* True: time is up, or Ctrl-C came. */
+/* True: time is up, which it never is during the warm-up, or Ctrl-C came. */
 bool bench_run_over(const struct bench_run *run);
 
 /* Submits a turn that generates exactly max_tokens, greedily. arrival_us: when it was due. */

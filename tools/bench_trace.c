@@ -8,6 +8,7 @@
  */
 #include "bench_work.h"
 
+#include "interrupt.h"
 #include "text.h"
 
 #include <math.h>
@@ -197,8 +198,9 @@ static perch_status play(struct replay *replay, perch_error *err) {
             status = bench_run_measure(run, err);
         }
     }
-    if (status == PERCH_OK && !run->measuring) {
-        status = tool_error(err, PERCH_E_CONFIG, "[bench] warmup: the trace or max_seconds ended before it");
+    if (status == PERCH_OK && !run->measuring && !interrupt_came()) {
+        status = tool_error(err, PERCH_E_CONFIG, "[bench] warmup: the trace has only %zu requests",
+                            (size_t)replay->trace->n);
     }
     status = status != PERCH_OK ? status : bench_run_drain(run, err);
     return status != PERCH_OK ? status : bench_run_end(run, err);

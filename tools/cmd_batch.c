@@ -25,14 +25,31 @@ static perch_status result(const struct job *job, json_t *line) {
     return failed ? PERCH_E_NOMEM : PERCH_OK;
 }
 
+/* A format that isn't known is better found before the first line than at each. */
+static int check_format(const struct tool *tool, const char *format) {
+    const perch_chat_message message = {"user", ""};
+    struct text text = {0};
+    perch_error err = {.status = PERCH_OK};
+    if (format == NULL || tool->tokenizer == NULL) {
+        return EXIT_DONE;
+    }
+    perch_status status = text_chat(&text, tool->tokenizer, format, &message, 1, 1, &err);
+    text_free(&text);
+    return status == PERCH_OK ? EXIT_DONE : tool_fail_status(tool, &err);
+}
+
 int cmd_batch(int argc, char **argv) {
-    static const struct job_kind kind = {
+    struct job_kind kind = {
         .has_sessions = true,
         .has_messages = true,
         .has_spec = true,
         .text_name = "prompt",
         .take = take,
         .result = result,
+    };
+    const struct flag flags[] = {
+        {"format", FLAG_TEXT, &kind.format, "NAME",
+         "of messages: chatml, llama2, llama3, mistral, plain; default: the model's own"},
     };
     const struct command_args args = {
         .usage = "--model DIR [FLAGS] [section.key=value]... < IN.jsonl > OUT.jsonl",
@@ -44,6 +61,8 @@ int cmd_batch(int argc, char **argv) {
                    "are turns of one\n"
                    "conversation, each appended to what is there. A wrong line gives {\"id\", \"error\"}, and the exit "
                    "code is 1.",
+        .flags = flags,
+        .n_flags = sizeof(flags) / sizeof(flags[0]),
         .runs_engine = true,
     };
     struct tool tool;
@@ -54,6 +73,7 @@ int cmd_batch(int argc, char **argv) {
     }
     if (args_parse(&tool, argc, argv, &args, &code)) {
         code = tool_open_engine(&tool);
+        code = code != EXIT_DONE ? code : check_format(&tool, kind.format);
         code = code != EXIT_DONE ? code : jobs_run(&tool, &kind);
         int stats_code = tool.engine != NULL ? tool_print_stats(&tool) : EXIT_DONE;
         code = code != EXIT_DONE ? code : stats_code;

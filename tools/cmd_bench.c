@@ -7,8 +7,11 @@
 #include "commands.h"
 #include "interrupt.h"
 
+#include <errno.h>
+#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 struct bench {
@@ -39,7 +42,50 @@ static perch_status read_trace(struct bench *bench, perch_error *err) {
     return trace_read(&bench->trace, config->trace, (enum bench_trace_format)config->trace_format, n, err);
 }
 
-static perch_status perform(struct bench *bench, const struct bench_model *model, size_t index, perch_error *err) {
+/* Finds out before the run what would keep its results from being written after it. */
+static int check_target(const struct tool *tool, const char *flag, const char *path) {
+    struct stat info;
+    errno = 0;
+    if (stat(path, &info) == 0) {
+        errno = S_ISDIR(info.st_mode) ? EISDIR : access(path, W_OK) == 0 ? 0 : errno;
+    } else if (errno == ENOENT) {
+        char folder[PERCH_PATH_CAP];
+        if (snprintf(folder, sizeof(folder), "%s", path) >= (int)sizeof(folder)) {
+            errno = ENAMETOOLONG;
+        } else {
+            errno = 0;
+            (void)access(dirname(folder), W_OK | X_OK);
+        }
+    }
+    return errno == 0 ? EXIT_DONE
+                      : tool_fail(tool, EXIT_USAGE, "--%s: cannot write %s: %s", flag, path, strerror(errno));
+}
+
+/* What can be wrong with the words of the command line alone. */
+static int check_words(const struct bench *bench) {
+    const struct tool *tool = &bench->tool;
+    int code = EXIT_DONE;
+    if (tool->bench.was_set == 0 && tool->config_file == NULL) {
+        return tool_fail(tool, EXIT_USAGE, "FILE.ini is missing: what is to be measured? (see perch bench --help)");
+    }
+    if (tool->bench.was_set == 0) {
+        return tool_fail(tool, EXIT_USAGE, "%s has no [bench] section", tool->config_file);
+    }
+    if (tool->json_file != NULL && strcmp(tool->json_file, "-") != 0) {
+        code = check_target(tool, "json", tool->json_file);
+    }
+    if (code == EXIT_DONE && bench->plot != NULL) {
+        size_t length = strlen(bench->plot);
+        if (length < 5 || strcmp(bench->plot + length - 4, ".svg") != 0) {
+            return tool_fail(tool, EXIT_USAGE, "--plot: %s does not end in .svg", bench->plot);
+        }
+        code = check_target(tool, "plot", bench->plot);
+    }
+    return code;
+}
+
+static perch_status perform_workload(struct bench *bench, const struct bench_model *model, size_t index,
+                                     perch_error *err) {
     struct bench_run *run = &bench->runs[index];
     perch_status status = bench_run_begin(run, &bench->tool, err);
     if (status != PERCH_OK) {
@@ -53,6 +99,24 @@ static perch_status perform(struct bench *bench, const struct bench_model *model
     default:
         return bench_trace(run, model, &bench->trace, index, err);
     }
+}
+
+/* Of a run that Ctrl-C ended what there is counts, except in the grid, whose rounds are whole. */
+static perch_status perform(struct bench *bench, const struct bench_model *model, size_t index, perch_error *err) {
+    struct bench_run *run = &bench->runs[index];
+    perch_status status = perform_workload(bench, model, index, err);
+    size_t n = bench_run_n_measured(run);
+    if (status == PERCH_E_SHUTDOWN && run->measuring && n > 0 && bench->tool.bench.workload != BENCH_GRID) {
+        status = bench_run_end(run, err);
+    }
+    if (status != PERCH_OK || n > 0) {
+        return status;
+    }
+    return interrupt_came() ? tool_error(err, PERCH_E_SHUTDOWN, "interrupted")
+                            : tool_error(err, PERCH_E_TIMEOUT,
+                                         "%s: no request was measured; max_seconds or the trace "
+                                         "ended too early",
+                                         run->name);
 }
 
 static int perform_all(struct bench *bench) {
@@ -75,6 +139,9 @@ static int perform_all(struct bench *bench) {
         }
         status = perform(bench, &model, bench->n_done, &err);
         bench->n_done += status == PERCH_OK ? 1 : 0;
+        if (status == PERCH_OK && interrupt_came()) {
+            status = PERCH_E_SHUTDOWN;
+        }
     }
     if (on_terminal) {
         fputs("\r\033[K", stderr);
@@ -89,6 +156,9 @@ static int perform_all(struct bench *bench) {
 static int report(struct bench *bench) {
     struct tool *tool = &bench->tool;
     int code = EXIT_DONE;
+    if (bench->n_done == 0) {
+        return tool_fail(tool, EXIT_INTERRUPTED, "interrupted before anything was measured");
+    }
     if (tool->json_file == NULL || strcmp(tool->json_file, "-") != 0) {
         code = bench_print(tool, bench->runs, bench->n_done);
     }
@@ -104,11 +174,15 @@ static int report(struct bench *bench) {
 static int measure(struct bench *bench) {
     struct tool *tool = &bench->tool;
     perch_error err = {.status = PERCH_OK};
+    int code = check_words(bench);
+    if (code != EXIT_DONE) {
+        return code;
+    }
     if (bench_config_check(&tool->bench, &err) != PERCH_OK || read_trace(bench, &err) != PERCH_OK) {
         return tool_fail_status(tool, &err);
     }
     bench->n_runs = count_runs(&tool->bench);
-    int code = tool_open_engine(tool);
+    code = tool_open_engine(tool);
     code = code != EXIT_DONE ? code : perform_all(bench);
     if (code != EXIT_DONE && code != EXIT_INTERRUPTED) {
         return code;

@@ -4,7 +4,9 @@
  */
 #include "args.h"
 #include "commands.h"
+#include "completion.h"
 #include "interrupt.h"
+#include "json_out.h"
 #include "table.h"
 
 #include <errno.h>
@@ -21,6 +23,8 @@ struct chat {
     bool prompts; /* somebody is there to read a prompt */
     perch_sequence_id sequence;
     perch_event event;
+    struct completion answer; /* collected for --json */
+    bool any_failed;          /* a turn had no answer, or not all of it */
     struct tokens tokens;
     char *line;
     size_t line_cap;
@@ -82,7 +86,8 @@ static perch_status submit(struct chat *chat, const char *words, perch_request_i
     request.tokens = chat->tokens.ids;
     request.n_tokens = chat->tokens.n;
     request.max_tokens = spec_max_tokens(&chat->spec, chat->session_len, info.n_tokens, chat->tokens.n);
-    return perch_submit(chat->tool.engine, &request, id, err);
+    status = spec_check_length("line", chat->session_len, info.n_tokens, chat->tokens.n, request.max_tokens, err);
+    return status != PERCH_OK ? status : perch_submit(chat->tool.engine, &request, id, err);
 }
 
 /* The next turn begins behind an end-of-sequence token, so an answer that was cut short gets one. */
@@ -93,6 +98,30 @@ static perch_status close_answer(struct chat *chat, perch_finish finish, perch_e
     }
     perch_status status = perch_sequence_append(chat->tool.engine, chat->sequence, &eos, 1, err);
     return status == PERCH_E_TOO_LONG ? PERCH_OK : status;
+}
+
+/* With --json an answer is a line, as in batch, when it is whole; else its text is streamed. */
+static int take_event(struct chat *chat) {
+    const perch_event *event = &chat->event;
+    perch_error err = {.status = PERCH_OK};
+    bool done = event->type == PERCH_EVENT_DONE;
+    if (!chat->tool.json) {
+        int code = tool_write(&chat->tool, event->text, event->text_bytes, true);
+        return code == EXIT_DONE && done ? tool_write(&chat->tool, "\n", 1, true) : code;
+    }
+    if (completion_add(&chat->answer, event, &err) != PERCH_OK) {
+        return tool_fail_status(&chat->tool, &err);
+    }
+    if (!done) {
+        return EXIT_DONE;
+    }
+    json_t *line = completion_json(&chat->answer);
+    if (line != NULL && json_object_set_new(line, "usage", completion_usage(&chat->answer, 1)) != 0) {
+        json_decref(line);
+        line = NULL;
+    }
+    completion_free(&chat->answer);
+    return tool_write_json(&chat->tool, line, false);
 }
 
 /* Streams an answer; Ctrl-C ends it. */
@@ -112,24 +141,32 @@ static int stream_answer(struct chat *chat, perch_request_id id, perch_finish *f
         if (status != PERCH_OK) {
             return tool_fail_status(&chat->tool, &err);
         }
-        int code = tool_write(&chat->tool, chat->event.text, chat->event.text_bytes, true);
-        if (code != EXIT_DONE) {
+        int code = take_event(chat);
+        if (code != EXIT_DONE || chat->event.type == PERCH_EVENT_DONE) {
+            *finish = chat->event.finish;
             return code;
         }
-        if (chat->event.type == PERCH_EVENT_DONE) {
-            *finish = chat->event.finish;
-            return tool_write(&chat->tool, "\n", 1, true);
-        }
     }
+}
+
+/* A turn that does not fit is no reason to end: after /reset others do. With --json its line says so too. */
+static int refuse_turn(struct chat *chat, const perch_error *why) {
+    chat->any_failed = true;
+    tool_fail(&chat->tool, EXIT_RUN, "%s; /reset begins a new conversation", why->message);
+    return !chat->tool.json
+               ? EXIT_DONE
+               : tool_write_json(&chat->tool,
+                                 json_pack("{s:{s:s, s:o}}", "error", "status", perch_status_name(why->status),
+                                           "message", json_text(why->message, strlen(why->message))),
+                                 false);
 }
 
 static int turn(struct chat *chat, const char *words) {
     perch_error err = {.status = PERCH_OK};
     perch_request_id id = 0;
     perch_status status = submit(chat, words, &id, &err);
-    if (status == PERCH_E_TOO_LONG && chat->prompts) {
-        fprintf(stderr, "%s (/reset begins anew)\n", err.message);
-        return EXIT_DONE;
+    if (status == PERCH_E_TOO_LONG) {
+        return refuse_turn(chat, &err);
     }
     if (status != PERCH_OK) {
         return tool_fail_status(&chat->tool, &err);
@@ -140,7 +177,8 @@ static int turn(struct chat *chat, const char *words) {
         return code;
     }
     if (finish == PERCH_FINISH_ERROR) {
-        return tool_fail(&chat->tool, EXIT_RUN, "%s", perch_status_text(chat->event.status));
+        chat->any_failed = true;
+        tool_fail(&chat->tool, EXIT_RUN, "%s", tool_event_error(&chat->event));
     }
     if (finish == PERCH_FINISH_LENGTH) {
         note(chat, "(cut off at max_tokens)");
@@ -214,11 +252,8 @@ static int talk(struct chat *chat) {
     struct tool *tool = &chat->tool;
     perch_plan plan = {.struct_size = sizeof(plan)};
     perch_error err = {.status = PERCH_OK};
-    if (chat->spec.n != SPEC_UNSET && chat->spec.n != 1) {
-        return tool_fail(tool, EXIT_USAGE, "-n: a chat has one answer a turn");
-    }
-    if (chat->spec.logprobs != SPEC_UNSET) {
-        return tool_fail(tool, EXIT_USAGE, "--logprobs: a chat prints text alone");
+    if (chat->spec.logprobs != SPEC_UNSET && !tool->json) {
+        return tool_fail(tool, EXIT_USAGE, "--logprobs needs --json");
     }
     int code = tool_open_engine_with_text(tool);
     if (code != EXIT_DONE) {
@@ -229,6 +264,10 @@ static int talk(struct chat *chat) {
         return tool_fail_status(tool, &err);
     }
     chat->session_len = plan.session_len;
+    if (chat->spec.max_tokens >= (int64_t)plan.session_len) {
+        return tool_fail(tool, EXIT_USAGE, "--max-tokens: %lld and a turn do not fit session_len = %u",
+                         (long long)chat->spec.max_tokens, plan.session_len);
+    }
     /* A format that isn't known is better found now than after the first words. */
     if (encode_turn(chat, "", true, &err) != PERCH_OK) {
         return tool_fail_status(tool, &err);
@@ -244,7 +283,8 @@ static int talk(struct chat *chat) {
             code = turn(chat, chat->line);
         }
     }
-    return code != EXIT_DONE ? code : tool_print_stats(tool);
+    code = code != EXIT_DONE ? code : tool_print_stats(tool);
+    return code == EXIT_DONE && chat->any_failed ? EXIT_RUN : code;
 }
 
 int cmd_chat(int argc, char **argv) {
@@ -255,6 +295,8 @@ int cmd_chat(int argc, char **argv) {
     if (tool_init(&chat.tool, argv[0], &err) != PERCH_OK) {
         return tool_fail_status(&chat.tool, &err);
     }
+    /* A turn has one answer, and the chat format is made of special tokens anyway. */
+    static const char *const without[] = {"n", "special", NULL};
     const struct flag flags[] = {
         {"system", FLAG_TEXT, &chat.system, "TEXT", "the system message that the conversation begins with"},
         {"format", FLAG_TEXT, &chat.format, "NAME", "chatml, llama2, llama3, mistral, plain; default: the model's own"},
@@ -267,12 +309,14 @@ int cmd_chat(int argc, char **argv) {
         .flags = flags,
         .n_flags = sizeof(flags) / sizeof(flags[0]),
         .spec = &chat.spec,
+        .spec_without = without,
         .runs_engine = true,
     };
     if (args_parse(&chat.tool, argc, argv, &args, &code)) {
         code = talk(&chat);
     }
     free(chat.line);
+    completion_free(&chat.answer);
     tokens_free(&chat.tokens);
     perch_event_clear(&chat.event);
     spec_free(&chat.spec);

@@ -33,7 +33,7 @@ static int read_prompt(struct generate *run) {
     struct tool *tool = &run->tool;
     perch_error err = {.status = PERCH_OK};
     if ((run->prompt == NULL) == (run->prompt_file == NULL)) {
-        return tool_fail(tool, EXIT_USAGE, "one of --prompt and --prompt-file is needed");
+        return tool_fail(tool, EXIT_USAGE, "exactly one of --prompt and --prompt-file is needed");
     }
     perch_status status = PERCH_OK;
     if (run->prompt != NULL) {
@@ -73,9 +73,13 @@ static perch_status submit(struct generate *run, perch_error *err) {
     request.tokens = run->tokens.ids;
     request.n_tokens = run->tokens.n;
     request.max_tokens = spec_max_tokens(&run->spec, plan.session_len, 0, run->tokens.n);
-    status = perch_submit(tool->engine, &request, &run->request, err);
+    status = spec_check_length("prompt", plan.session_len, 0, run->tokens.n, request.max_tokens, err);
+    status = status != PERCH_OK ? status : perch_submit(tool->engine, &request, &run->request, err);
     if (status != PERCH_OK) {
         return status;
+    }
+    if (request.n_completions > 1 && request.sampling.temperature <= 0.0) {
+        fprintf(stderr, "perch generate: note: at temperature 0 all %u completions are equal\n", request.n_completions);
     }
     run->n_completions = request.n_completions;
     run->completions = calloc(run->n_completions, sizeof(*run->completions));
@@ -165,7 +169,7 @@ static int print_results(struct generate *run) {
     }
     for (size_t i = 0; code == EXIT_DONE && i < run->n_completions; i++) {
         if (run->completions[i].finish == PERCH_FINISH_ERROR) {
-            code = tool_fail(&run->tool, EXIT_RUN, "%s", perch_status_text(run->completions[i].status));
+            code = tool_fail(&run->tool, EXIT_RUN, "%s", run->completions[i].error.data);
         }
     }
     return code;

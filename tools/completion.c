@@ -11,6 +11,7 @@
 void completion_free(struct completion *completion) {
     tokens_free(&completion->tokens);
     text_free(&completion->text);
+    text_free(&completion->error);
     json_decref(completion->logprobs);
     *completion = (struct completion){0};
 }
@@ -58,10 +59,12 @@ perch_status completion_add(struct completion *completion, const perch_event *ev
     if (status == PERCH_OK && event->logprobs != NULL) {
         status = add_logprobs(completion, event, err);
     }
+    if (status == PERCH_OK && event->finish == PERCH_FINISH_ERROR) {
+        status = text_addf(&completion->error, err, "%s", tool_event_error(event));
+    }
     if (status == PERCH_OK && event->type == PERCH_EVENT_DONE) {
         completion->done = true;
         completion->finish = event->finish;
-        completion->status = event->status;
         completion->prompt_tokens = event->prompt_tokens;
         completion->cached_tokens = event->cached_tokens;
         completion->completion_tokens = event->completion_tokens;

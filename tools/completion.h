@@ -16,7 +16,7 @@ struct completion {
     struct text text;
     json_t *logprobs; /* an array, or NULL if none came */
     perch_finish finish;
-    perch_status status;
+    struct text error; /* finish is PERCH_FINISH_ERROR: what went wrong */
     bool done;
     uint64_t prompt_tokens, cached_tokens, completion_tokens;
     uint64_t queue_us, prefill_us, decode_us;

@@ -78,21 +78,21 @@ static uint64_t hash_text(const struct text *text) {
 }
 
 static perch_status add_speed(struct table *table, const struct demo_run *const runs[2], perch_error *err) {
-    char text[2][4][48];
+    char text[2][3][48];
     for (size_t i = 0; i < 2; i++) {
         double seconds = runs[i]->elapsed_us > 0 ? (double)runs[i]->elapsed_us / 1e6 : 1e-6;
         snprintf(text[i][0], sizeof(text[i][0]), "%.2f", seconds);
-        snprintf(text[i][1], sizeof(text[i][1]), "%.0f", (double)runs[i]->stats.prefill_tokens / seconds);
-        snprintf(text[i][2], sizeof(text[i][2]), "%.0f", (double)runs[i]->stats.decode_tokens / seconds);
-        snprintf(text[i][3], sizeof(text[i][3]), "%016llx", (ull)hash_text(&runs[i]->transcript));
+        /* Prefill and decode share the steps, so that neither has seconds of its own. */
+        uint64_t n_computed = runs[i]->stats.prefill_tokens + runs[i]->stats.decode_tokens;
+        snprintf(text[i][1], sizeof(text[i][1]), "%.0f", (double)n_computed / seconds);
+        snprintf(text[i][2], sizeof(text[i][2]), "%016llx", (ull)hash_text(&runs[i]->transcript));
     }
     perch_status status = add_text(table, "seconds", text[0][0], text[1][0], err);
-    status = status == PERCH_OK ? add_text(table, "prefill tokens/s", text[0][1], text[1][1], err) : status;
-    status = status == PERCH_OK ? add_text(table, "decode tokens/s", text[0][2], text[1][2], err) : status;
+    status = status == PERCH_OK ? add_text(table, "tokens computed/s, in all", text[0][1], text[1][1], err) : status;
     if (status == PERCH_OK) {
         status = add_count(table, "transcript bytes", runs[0]->transcript.n_bytes, runs[1]->transcript.n_bytes, err);
     }
-    return status == PERCH_OK ? add_text(table, "transcript FNV-1a", text[0][3], text[1][3], err) : status;
+    return status == PERCH_OK ? add_text(table, "transcript FNV-1a", text[0][2], text[1][2], err) : status;
 }
 
 perch_status demo_report_figures(const struct demo_run *evicting, const struct demo_run *full, perch_error *err) {
@@ -111,6 +111,7 @@ perch_status demo_report_figures(const struct demo_run *evicting, const struct d
         {"preemptions", a->preemptions, b->preemptions},
         {"tokens prefilled", a->prefill_tokens, b->prefill_tokens},
         {"  of them again", a->reprefill_tokens, b->reprefill_tokens},
+        {"tokens generated", a->decode_tokens, b->decode_tokens},
     };
     struct table table;
     table_init(&table, 3);
@@ -128,6 +129,25 @@ perch_status demo_report_figures(const struct demo_run *evicting, const struct d
 }
 
 /* ---------------------------------------------------------------- example -- */
+
+/* Words behind `head`, broken at blanks so that no line is wider than a small terminal; each line begins at its width. */
+static void print_wrapped(const char *head, const char *words) {
+    const int width = 79;
+    int indent = (int)strlen(head);
+    int column = indent;
+    fputs(head, stdout);
+    while (*words != '\0') {
+        int length = (int)strcspn(words, " ");
+        if (column > indent && column + 1 + length > width) {
+            printf("\n%*s", indent, "");
+            column = indent;
+        }
+        column += printf("%s%.*s", column > indent ? " " : "", length, words);
+        words += length;
+        words += strspn(words, " ");
+    }
+    putchar('\n');
+}
 
 void demo_report_example(const struct demo_run *run) {
     const struct demo_talk *best = NULL;
@@ -150,9 +170,14 @@ void demo_report_example(const struct demo_run *run) {
     }
     const struct demo_turn *asked = &best->conversation->turns[best_turn];
     int width = (int)strlen(best->conversation->name);
-    printf("\n%s turn %2zu  %s\n", best->conversation->name, asked->told + 1,
-           best->conversation->turns[asked->told].user);
-    printf("%*s turn %2zu  %s  %s\n", width, "", best_turn + 1, asked->user, best->answers[best_turn].text.data);
+    char head[96];
+    char quote[512];
+    putchar('\n');
+    snprintf(head, sizeof(head), "%s turn %2zu  ", best->conversation->name, asked->told + 1);
+    print_wrapped(head, best->conversation->turns[asked->told].user);
+    snprintf(head, sizeof(head), "%*s turn %2zu  ", width, "", best_turn + 1);
+    snprintf(quote, sizeof(quote), "%s %s", asked->user, best->answers[best_turn].text.data);
+    print_wrapped(head, quote);
     printf("%*s evicted %llu times between them\n", width, "", (ull)most);
 }
 

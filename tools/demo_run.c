@@ -169,7 +169,7 @@ static perch_status take_event(struct demo_run *run, const struct demo_watch *wa
     }
     if (event->finish == PERCH_FINISH_ERROR) {
         return tool_error(err, event->status, "%s, turn %zu: %s", talk->conversation->name, talk->n_answers + 1,
-                          perch_status_text(event->status));
+                          tool_event_error(event));
     }
     return finish_turn(run, talk, watch, err);
 }

@@ -133,6 +133,10 @@ static perch_status read_member(struct job *job, const struct job_kind *kind, st
         job->messages = value;
         return check_messages(value, err);
     }
+    if (kind->has_messages && strcmp(key, "format") == 0) {
+        job->format = json_string_value(value);
+        return is_plain_string(value) ? PERCH_OK : tool_error(err, PERCH_E_INVALID, "format: must be a string");
+    }
     if (kind->has_sessions && strcmp(key, "session") == 0) {
         return find_session(sessions, value, &job->session, err);
     }
@@ -162,11 +166,14 @@ perch_status job_read(struct job *job, const struct job_kind *kind, struct job_s
         return tool_error(err, PERCH_E_INVALID, "exactly one of %s, tokens%s is needed", kind->text_name,
                           kind->has_messages ? ", messages" : "");
     }
+    if (job->format != NULL && job->messages == NULL) {
+        return tool_error(err, PERCH_E_INVALID, "format: does nothing without messages");
+    }
     return PERCH_OK;
 }
 
-perch_status job_render(const struct job *job, const perch_tokenizer *tokenizer, bool first_turn, struct text *chat,
-                        perch_error *err) {
+perch_status job_render(const struct job *job, const char *format, const perch_tokenizer *tokenizer, bool first_turn,
+                        struct text *chat, perch_error *err) {
     size_t n = json_array_size(job->messages);
     perch_chat_message *messages = calloc(n, sizeof(*messages));
     if (messages == NULL) {
@@ -177,7 +184,8 @@ perch_status job_render(const struct job *job, const perch_tokenizer *tokenizer,
         messages[i].role = json_string_value(json_object_get(item, "role"));
         messages[i].content = json_string_value(json_object_get(item, "content"));
     }
-    perch_status status = text_chat(chat, tokenizer, NULL, messages, n, first_turn ? 1 : 0, err);
+    perch_status status =
+        text_chat(chat, tokenizer, job->format != NULL ? job->format : format, messages, n, first_turn ? 1 : 0, err);
     free(messages);
     return status;
 }
@@ -192,13 +200,10 @@ json_t *job_line(const struct job *job, const struct job_kind *kind) {
         failed = json_object_set(line, "id", id) != 0;
     }
     if (!failed && job->error.status != PERCH_OK) {
-        if (id == NULL) {
-            failed = json_object_set_new(line, "id", json_null()) != 0;
-        }
         json_t *error =
             json_pack("{s:I, s:s, s:o}", "line", (json_int_t)job->line, "status", perch_status_name(job->error.status),
                       "message", json_text(job->error.message, strlen(job->error.message)));
-        failed = failed || json_object_set_new(line, "error", error) != 0;
+        failed = json_object_set_new(line, "error", error) != 0;
     } else if (!failed) {
         failed = kind->result(job, line) != PERCH_OK;
     }

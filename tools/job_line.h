@@ -20,9 +20,12 @@ void job_sessions_free(struct job_sessions *sessions);
 perch_status job_read(struct job *job, const struct job_kind *kind, struct job_sessions *sessions, const char *line,
                       size_t n_bytes, perch_error *err);
 
-/* Adds the text of job->messages to chat; first_turn: they open the conversation. */
-perch_status job_render(const struct job *job, const perch_tokenizer *tokenizer, bool first_turn, struct text *chat,
-                        perch_error *err);
+/*
+ * Adds the text of job->messages to chat, in the job's format or else in `format` (NULL = the model's own); first_turn:
+ * they open the conversation.
+ */
+perch_status job_render(const struct job *job, const char *format, const perch_tokenizer *tokenizer, bool first_turn,
+                        struct text *chat, perch_error *err);
 
 /* The output of a finished job, a new reference; NULL: out of memory. */
 json_t *job_line(const struct job *job, const struct job_kind *kind);

@@ -99,7 +99,7 @@ static perch_status encode(const struct jobs *jobs, struct job *job, bool first_
                              flags, err);
     }
     struct text chat = {0};
-    perch_status status = job_render(job, tokenizer, first_turn, &chat, err);
+    perch_status status = job_render(job, jobs->kind->format, tokenizer, first_turn, &chat, err);
     if (status == PERCH_OK) {
         status = tokens_encode(&job->tokens, tokenizer, chat.data, chat.n_bytes, flags | PERCH_ENCODE_SPECIAL, err);
     }
@@ -151,6 +151,11 @@ static perch_status submit(struct jobs *jobs, struct job *job, perch_error *err)
     request.user_data = job->number;
     if (jobs->kind->prepare != NULL) {
         jobs->kind->prepare(&request);
+    }
+    status =
+        spec_check_length(jobs->kind->text_name, jobs->session_len, n_before, job->tokens.n, request.max_tokens, err);
+    if (status != PERCH_OK) {
+        return status;
     }
     if (job->completions == NULL) {
         job->completions = calloc(request.n_completions, sizeof(*job->completions));
@@ -267,7 +272,7 @@ static void take_event(struct jobs *jobs) {
         return;
     }
     if (event->finish == PERCH_FINISH_ERROR && job->error.status == PERCH_OK) {
-        tool_error(&job->error, event->status, "%s", perch_status_text(event->status));
+        tool_error(&job->error, event->status, "%s", tool_event_error(event));
     }
     job->n_done++;
     if (job->n_done == job->n_completions) {

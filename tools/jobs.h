@@ -25,6 +25,7 @@ struct job {
     struct request_spec spec;
     const json_t *text;     /* a string to be encoded, or NULL */
     const json_t *messages; /* a chat to be rendered and encoded, or NULL */
+    const char *format;     /* of the messages; NULL = the command's */
     bool has_tokens;
     struct tokens tokens;
     struct job_session *session; /* NULL = a sequence of its own */
@@ -45,6 +46,7 @@ struct job_kind {
     bool has_sessions;
     bool has_messages;
     bool has_spec;         /* every field of a request may be given, else only "special" */
+    const char *format;    /* of messages that don't name theirs; NULL = the model's own */
     const char *text_name; /* "prompt", "text" */
     /* Completes a request that has everything a line can say; NULL = nothing to add. */
     void (*prepare)(perch_request *request);

@@ -13,7 +13,7 @@
 
 #define DEFAULT_MAX_TOKENS 256
 
-enum spec_kind { SPEC_WHOLE, SPEC_REAL, SPEC_SWITCH, SPEC_STRINGS, SPEC_TOKENS, SPEC_BIASES };
+enum spec_kind { SPEC_WHOLE, SPEC_SEED, SPEC_REAL, SPEC_SWITCH, SPEC_STRINGS, SPEC_TOKENS, SPEC_BIASES };
 
 struct row {
     struct spec_field info;
@@ -47,8 +47,8 @@ static const struct row rows[] = {
     {SAYS("stop", "TEXT", "ends the answer and is not part of it (may be repeated)"), FIELD(SPEC_STRINGS, stop)},
     {SAYS("stop_tokens", "IDS", "end the answer (ID,ID,...)"), FIELD(SPEC_TOKENS, stop_tokens)},
     {SAYS("ignore_eos", NULL, "the end-of-sequence token is one like any other"), FIELD(SPEC_SWITCH, ignore_eos)},
-    {SAYS("seed", "S", "of the random numbers; default 0"), FIELD(SPEC_WHOLE, seed), RANGE(0, INT64_MAX)},
-    {SAYS("n", "N", "completions of the prompt"), FIELD(SPEC_WHOLE, n), RANGE(1, UINT32_MAX)},
+    {SAYS("seed", "S", "of the random numbers, 0..2^64-1; default 0"), FIELD(SPEC_SEED, seed)},
+    {SAYS("n", "N", "completions of the prompt, 1..256"), FIELD(SPEC_WHOLE, n), RANGE(1, 256)},
     {SAYS("logprobs", "N", "log-probabilities of the tokens, and of the N likeliest at each place (0..20)"),
      FIELD(SPEC_WHOLE, logprobs), RANGE(0, 20)},
     {SAYS("priority", "P", "-8..7, higher goes first"), FIELD(SPEC_WHOLE, priority), RANGE(-8, 7)},
@@ -137,6 +137,19 @@ static perch_status parse_whole(const char *text, const char **end, int64_t *out
     return PERCH_OK;
 }
 
+/* All of the text, 0..2^64-1. */
+static perch_status parse_seed(struct request_spec *spec, const char *text, perch_error *err) {
+    char *stop = NULL;
+    errno = 0;
+    unsigned long long value = strtoull(text, &stop, 10);
+    if (text[0] < '0' || text[0] > '9' || *stop != '\0' || errno != 0) {
+        return tool_error(err, PERCH_E_INVALID, "'%s' is not a whole number of 0..18446744073709551615", text);
+    }
+    spec->seed = value;
+    spec->has_seed = true;
+    return PERCH_OK;
+}
+
 static perch_status parse_real(const char *text, const char **end, double *out, perch_error *err) {
     char *stop = NULL;
     double value = strtod(text, &stop);
@@ -191,6 +204,9 @@ perch_status spec_set_text(struct request_spec *spec, int field, const char *tex
         if (status == PERCH_OK) {
             *(int64_t *)to = whole;
         }
+        break;
+    case SPEC_SEED:
+        status = parse_seed(spec, text, err);
         break;
     case SPEC_REAL:
         status = parse_real(text, &end, to, err);
@@ -276,6 +292,19 @@ static perch_status set_biases(struct request_spec *spec, const json_t *json, pe
     return PERCH_OK;
 }
 
+/* JSON's whole numbers end at 2^63-1 here; a seed beyond comes as a string. */
+static perch_status set_seed(struct request_spec *spec, const json_t *json, perch_error *err) {
+    if (json_is_string(json) && strlen(json_string_value(json)) == json_string_length(json)) {
+        return parse_seed(spec, json_string_value(json), err);
+    }
+    if (!json_is_integer(json) || json_integer_value(json) < 0) {
+        return tool_error(err, PERCH_E_INVALID, "must be a whole number from 0 on, or one as a string");
+    }
+    spec->seed = (uint64_t)json_integer_value(json);
+    spec->has_seed = true;
+    return PERCH_OK;
+}
+
 perch_status spec_set_json(struct request_spec *spec, int field, const json_t *json, perch_error *err) {
     const struct row *row = &rows[field];
     void *to = (char *)spec + row->offset;
@@ -286,6 +315,8 @@ perch_status spec_set_json(struct request_spec *spec, int field, const json_t *j
         }
         *(int64_t *)to = json_integer_value(json);
         return check_range(row, json_integer_value(json), err);
+    case SPEC_SEED:
+        return set_seed(spec, json, err);
     case SPEC_REAL:
         if (!json_is_number(json)) {
             return tool_error(err, PERCH_E_INVALID, "must be a number");
@@ -326,7 +357,7 @@ void spec_apply(const struct request_spec *spec, perch_request *request) {
     apply_real(spec->frequency_penalty, &sampling->frequency_penalty);
     apply_real(spec->presence_penalty, &sampling->presence_penalty);
     sampling->top_k = spec->top_k != SPEC_UNSET ? (int32_t)spec->top_k : sampling->top_k;
-    sampling->seed = spec->seed != SPEC_UNSET ? (uint64_t)spec->seed : sampling->seed;
+    sampling->seed = spec->has_seed ? spec->seed : sampling->seed;
     sampling->logit_bias = spec->logit_bias;
     sampling->n_logit_bias = spec->n_logit_bias;
     sampling->banned_tokens = spec->banned_tokens.ids;
@@ -354,4 +385,19 @@ uint32_t spec_max_tokens(const struct request_spec *spec, uint32_t session_len, 
     uint64_t left = used < session_len ? session_len - used : 0;
     /* At least 1, so that a prompt too long is refused instead of answered with nothing. */
     return left > DEFAULT_MAX_TOKENS ? DEFAULT_MAX_TOKENS : left == 0 ? 1 : (uint32_t)left;
+}
+
+perch_status spec_check_length(const char *what, uint32_t session_len, uint64_t n_before, uint64_t n_tokens,
+                               uint32_t max_tokens, perch_error *err) {
+    uint64_t used = n_before + n_tokens;
+    if (used < session_len || (used == session_len && max_tokens == 0)) {
+        return PERCH_OK;
+    }
+    if (n_before > 0) {
+        return tool_error(err, PERCH_E_TOO_LONG, "the session is full: %llu tokens and the %s's %llu, session_len = %u",
+                          (unsigned long long)n_before, what, (unsigned long long)n_tokens, session_len);
+    }
+    return tool_error(err, PERCH_E_TOO_LONG, "the %s's %llu tokens %s session_len = %u", what,
+                      (unsigned long long)n_tokens, used == session_len ? "leave no room to generate in" : "exceed",
+                      session_len);
 }

@@ -16,8 +16,10 @@
 
 /* Numbers are NaN or SPEC_UNSET where nothing was said: then the engine's default holds. */
 struct request_spec {
-    int64_t max_tokens, min_tokens, n, seed, logprobs, priority, timeout_ms, top_k;
+    int64_t max_tokens, min_tokens, n, logprobs, priority, timeout_ms, top_k;
     double temperature, top_p, min_p, typical_p, repetition_penalty, frequency_penalty, presence_penalty;
+    bool has_seed;
+    uint64_t seed;
     bool ignore_eos;
     bool special;      /* special tokens written out in the prompt become their ids */
     const char **stop; /* [n_stop], the array is owned, the strings are borrowed */
@@ -55,5 +57,12 @@ void spec_apply(const struct request_spec *spec, perch_request *request);
  * session_len leaves.
  */
 uint32_t spec_max_tokens(const struct request_spec *spec, uint32_t session_len, uint64_t n_before, uint64_t n_tokens);
+
+/*
+ * E_TOO_LONG where session_len has no room for n_tokens behind n_before and, unless max_tokens is 0, for one more; what
+ * ("prompt") names the tokens in the message. What max_tokens asks for beyond is perch_submit's to refuse.
+ */
+perch_status spec_check_length(const char *what, uint32_t session_len, uint64_t n_before, uint64_t n_tokens,
+                               uint32_t max_tokens, perch_error *err);
 
 #endif

@@ -97,6 +97,11 @@ perch_status tool_error(perch_error *err, perch_status status, const char *forma
 
 perch_status tool_nomem(perch_error *err) { return tool_error(err, PERCH_E_NOMEM, "out of memory"); }
 
+const char *tool_event_error(const perch_event *event) {
+    bool says_why = event->message != NULL && event->message[0] != '\0';
+    return says_why ? event->message : perch_status_text(event->status);
+}
+
 static int write_failed(const struct tool *tool) {
     return errno == EPIPE ? EXIT_RUN : tool_fail(tool, EXIT_RUN, "cannot write to stdout: %s", strerror(errno));
 }

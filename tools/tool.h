@@ -25,9 +25,10 @@ struct tool {
     const char *command; /* "generate" */
     perch_options options;
     struct bench_config bench;
-    bool json;             /* --json, where it is a switch */
-    const char *json_file; /* --json OUT, where it takes a file */
-    bool show_stats;       /* --stats */
+    const char *config_file; /* --config, or the INI file of perch bench; NULL = none */
+    bool json;               /* --json, where it is a switch */
+    const char *json_file;   /* --json OUT, where it takes a file */
+    bool show_stats;         /* --stats */
     perch_engine *engine;
     const perch_tokenizer *tokenizer; /* the engine's; NULL if the model has none */
 };
@@ -53,6 +54,9 @@ int tool_fail_status(const struct tool *tool, const perch_error *err);
 perch_status tool_error(perch_error *err, perch_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 perch_status tool_nomem(perch_error *err);
+
+/* What went wrong with a completion that ended with PERCH_FINISH_ERROR; borrowed from the event. */
+const char *tool_event_error(const perch_event *event);
 
 /*
  * Writes to stdout; at once where flush. A reader that went away (EPIPE) is EXIT_RUN without a message, any other failure

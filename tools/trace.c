@@ -139,17 +139,18 @@ static perch_status read_lines(struct trace *trace, FILE *file, bool mooncake, s
 perch_status trace_read(struct trace *trace, const char *path, enum bench_trace_format format, size_t max_requests,
                         perch_error *err) {
     *trace = (struct trace){0};
+    FILE *file = fopen(path, "r");
+    if (file == NULL) {
+        return tool_error(err, PERCH_E_IO, "cannot open %s: %s", path, strerror(errno));
+    }
     size_t length = strlen(path);
     bool mooncake = format == BENCH_FORMAT_MOONCAKE;
     if (format == BENCH_FORMAT_AUTO) {
         mooncake = length > 6 && strcmp(path + length - 6, ".jsonl") == 0;
         if (!mooncake && (length < 5 || strcmp(path + length - 4, ".csv") != 0)) {
+            fclose(file);
             return tool_error(err, PERCH_E_CONFIG, "%s: neither .jsonl nor .csv; set bench.trace_format", path);
         }
-    }
-    FILE *file = fopen(path, "r");
-    if (file == NULL) {
-        return tool_error(err, PERCH_E_IO, "cannot open %s: %s", path, strerror(errno));
     }
     perch_error reason = {.status = PERCH_OK};
     trace->block_tokens = mooncake ? MOONCAKE_BLOCK_TOKENS : 0;

@@ -86,14 +86,18 @@ not JSON
 {"id": 23, "tokens": [1, 2], "max_tokens": 2, "ignore_eos": true, "session": "s", "special": true}
 {"id": 24, "session": "s", "tokens": "1 2"}
 {"id": 25, "session": "s", "tokens": [3], "max_tokens": 1, "ignore_eos": true}
+{"id": 26, "tokens": [3], "format": "chatml"}
+{"id": 27, "messages": [{"role": "user", "content": "x"}], "format": 5}
+{"id": 28, "tokens": [1], "n": 257}
+{"id": 29, "tokens": [1], "seed": "18446744073709551616"}
 LINES
 batch <"$tmp/in"
 same "the exit code" 1 "$code"
-same "the number of lines" 27 "$(wc -l <<<"$out")"
+same "the number of lines" 31 "$(wc -l <<<"$out")"
 expect() { # LINE ID PART
     has "the error of line $1" "$3" "$(json error.line id error.message <<<"$out" | sed -n "s/^$1	$2	//p")"
 }
-expect 2 null "not JSON"
+expect 2 - "not JSON"
 expect 4 2 "unknown field 'max_token'"
 expect 5 3 "tokens: element 1"
 expect 6 4 "tokens[1]: 1024"
@@ -111,12 +115,16 @@ expect 17 15 "logit_bias"
 expect 18 16 "session: must be"
 expect 19 17 "priority"
 expect 20 18 "n: 0"
-expect 21 null "duplicate"
+expect 21 - "duplicate"
 expect 22 20 "tokens"
 expect 23 21 "messages"
 expect 24 22 "messages: element 0"
-expect 25 null "not a JSON object"
+expect 25 - "not a JSON object"
 expect 27 24 "tokens: must be an array"
+expect 29 26 "format: does nothing without messages"
+expect 30 27 "format: must be a string"
+expect 31 28 "n: 257 is out of range (1..256)"
+expect 32 29 "seed: '18446744073709551616'"
 same "line 1" length "$(json id finish_reason <<<"$out" | sed -n 's/^1	//p')"
 same "the session goes on after its wrong line" 5 "$(json id usage.prompt_tokens <<<"$out" | sed -n 's/^25	//p')"
 
@@ -151,12 +159,16 @@ cat >"$tmp/in" <<'LINES'
 {"id": "j", "tokens": [1, 2], "max_tokens": 2, "ignore_eos": true, "logprobs": 0}
 {"id": "k", "tokens": [1, 2], "max_tokens": 0}
 {"id": "l", "tokens": [1, 2], "max_tokens": 400, "ignore_eos": true, "timeout_ms": 1}
+{"id": "m", "tokens": [1, 2], "max_tokens": 12, "ignore_eos": true, "temperature": 1, "seed": "5"}
+{"id": "o", "tokens": [1, 2], "max_tokens": 12, "ignore_eos": true, "temperature": 1, "seed": "18446744073709551615"}
 LINES
 batch <"$tmp/in"
 same "the exit code" 0 "$code"
 of() { json id "$2" <<<"$out" | sed -n "s/^$1	//p"; }
 same "b" "$(of a tokens)" "$(of b tokens)"
 [ "$(of a tokens)" != "$(of c tokens)" ] || bad "seeds 5 and 6 give the same"
+same "a seed as a string" "$(of a tokens)" "$(of m tokens)"
+[ "$(of a tokens)" != "$(of o tokens)" ] || bad "seeds 5 and 2^64-1 give the same"
 same "completions" 3 "$(of d completions.#)"
 same "d's first" "$(of d completions.0.tokens)" "$(of d tokens)"
 [ "$(of d completions.0.tokens)" != "$(of d completions.1.tokens)" ] || bad "two completions are the same"
@@ -229,11 +241,13 @@ cat >"$tmp/in" <<'LINES'
 {"id": "y", "text": "x"}
 {"id": "z", "tokens": [1, 2], "max_tokens": 3}
 LINES
+printf '{"tokens": [1%s]}\n{"tokens": [1%s]}\n' "$(printf ',1%.0s' $(seq 511))" "$(printf ',1%.0s' $(seq 512))" >>"$tmp/in"
 run "$perch" score "${model[@]}" <"$tmp/in"
 same "the exit code" 1 "$code"
-same "n_tokens" "$(printf '%s\n' 2 0 - -)" "$(json n_tokens <<<"$out")"
+same "n_tokens" "$(printf '%s\n' 2 0 - - 511 -)" "$(json n_tokens <<<"$out")"
 has "the error of y" "tokenizer" "$(json error.message <<<"$out" | sed -n 3p)"
 has "the error of z" "unknown field 'max_tokens'" "$(json error.message <<<"$out" | sed -n 4p)"
+same "the error of what is too long" "the text's 513 tokens exceed session_len = 512" "$(json error.message <<<"$out" | sed -n 6p)"
 nll=$(json nll <<<"$out" | sed -n 1p)
 printf '%s\n' '{"tokens": [1], "max_tokens": 1, "logprobs": 0, "logit_bias": {"2": 100}, "ignore_eos": true}' \
     '{"tokens": [1, 2], "max_tokens": 1, "logprobs": 0, "logit_bias": {"3": 100}, "ignore_eos": true}' >"$tmp/in"

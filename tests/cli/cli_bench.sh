@@ -74,6 +74,8 @@ same "a miss finds nothing" "$(b 'runs.0.classes.miss.prompt_tokens')" "$(b 'run
 less "a hit computes" "$(b 'runs.0.classes.hit.computed_tokens')" "$(b 'runs.0.classes.hit.prompt_tokens')"
 has "the table" "partial hit" "$out"
 has "the table" "re-prefilled" "$out"
+has "the table" "% of turns" "$out"
+has "the table" "cached % of tokens" "$out"
 
 t "churn: the classes agree with the engine's own count"
 read -r hits partial misses first <<<"$(b runs.0.stats.hits runs.0.stats.partial_hits runs.0.stats.misses runs.0.stats.first_turns)"
@@ -140,16 +142,33 @@ t "what can't be run is refused before it is measured"
 wrong "do not fit session_len" bench configs/bench-grid.ini bench.prompt_tokens=5000
 wrong "of 24 sessions" bench configs/bench-churn.ini "${small_churn[@]}" bench.concurrency=25
 printf "2024-01-01 00:00:00,10,2\n2024-01-01 00:00:01,10,2\n" >"$tmp/ok.csv"
-wrong "warmup: the trace or max_seconds ended" bench configs/bench-trace.ini bench.trace="$tmp/ok.csv" bench.warmup=5
+wrong "warmup: the trace has only 2 requests" bench configs/bench-trace.ini bench.trace="$tmp/ok.csv" bench.warmup=5
+
+t "a run that measured no request is an error without tables"
+run "$perch" bench configs/bench-trace.ini bench.trace="$tmp/ok.csv" bench.warmup=2 bench.max_requests=0
+same "the exit code" 1 "$code"
+same "the output" "" "$out"
+has "the error" "no request was measured" "$err"
 
 t "max_seconds ends a run early, and Ctrl-C reports what there is"
 bench configs/bench-churn.ini "${small_churn[@]}" bench.turns=1000000 bench.max_seconds=1
 less "the seconds" "$(b runs.0.seconds)" 20
+bench configs/bench-churn.ini "${small_churn[@]}" bench.warmup=400 bench.max_seconds=0.2
+[ "$(b runs.0.requests)" -gt 0 ] || bad "the warm-up used max_seconds up"
 "$perch" bench configs/bench-churn.ini "${small_churn[@]}" bench.turns=1000000 >"$tmp/out" 2>"$tmp/err" &
 pid=$!
 sleep 2
 kill -INT "$pid"
 wait "$pid"
 same "the exit code after Ctrl-C" 130 $?
+has "what there is" "all" "$(cat "$tmp/out")"
+"$perch" bench configs/bench-churn.ini "${small_churn[@]}" bench.warmup=1000000 >"$tmp/out" 2>"$tmp/err" &
+pid=$!
+sleep 2
+kill -INT "$pid"
+wait "$pid"
+same "the exit code after Ctrl-C in the warm-up" 130 $?
+same "the output after it" "" "$(cat "$tmp/out")"
+has "the error after it" "interrupted before anything was measured" "$(cat "$tmp/err")"
 
 finish

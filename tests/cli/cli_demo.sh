@@ -46,6 +46,15 @@ same "slots" 3 "$(json slots_total <<<"$err")"
 [ "$(json evictions <<<"$err")" -gt 0 ] || bad "nothing was evicted: $err"
 answers=$(json tokens <<<"$out")
 
+t "batch renders messages in the format that a line or --format names"
+line() { printf '{"messages": [{"role": "user", "content": "My cat is called Milo."}]%s}\n' "$1"; }
+run "$perch" batch "${model[@]}" --format plain < <(line ', "format": "chatml"' && line "")
+same "the exit code" 0 "$code"
+same "chatml's answer" "A cat called Milo, how charming." "$(json text <<<"$out" | sed -n 1p)"
+[ "$(json usage.prompt_tokens <<<"$out" | sort -u | wc -l)" = 2 ] || bad "plain is as long as chatml"
+run "$perch" batch "${model[@]}" --format klingon </dev/null
+same "the exit code of a format that is none" 2 "$code"
+
 t "with room for all, and in steps of any size, the tokens are the same"
 run "$perch" batch "${model[@]}" --stats --json cache.cache_max_entry_count="$n_talks" <"$tmp/in"
 same "the tokens" "$answers" "$(json tokens <<<"$out")"

@@ -122,7 +122,12 @@ same "completions, tokens" "3	120" "$(json completions.# usage.completion_tokens
 same "log-probabilities" "40	2" "$(json completions.2.logprobs.# completions.2.logprobs.0.top.# <<<"$out")"
 same "the first is as alone" "$one" "$("$perch" "${warm[@]}" --seed 1 -n 2 --json | json completions.0.text)"
 run "$perch" "${warm[@]}" -n 2
+same "stderr where they differ" "" "$err"
 same "parts of plain text" 2 "$(grep -c '^--- . of 2 (length)$' <<<"$out")"
+
+run "$perch" generate "${model[@]}" --prompt "$prompt" --max-tokens 3 -n 2 --temperature 0
+same "the exit code at temperature 0" 0 "$code"
+has "the note" "all 2 completions are equal" "$err"
 
 t "what does not fit is refused with exit code 2"
 wrong "session_len" generate "${model[@]}" --prompt "$prompt" --max-tokens 600
@@ -172,6 +177,16 @@ same "the output of commands" "" "$out"
 has "the help" "/reset" "$err"
 has "the statistics" "conversation: 0 of 512 tokens" "$err"
 has "an unknown command" "unknown command /sing" "$err"
+printf '%s\n' "$prompt" And And And And And And And /reset "$prompt" >"$tmp/in"
+run "$perch" chat "${model[@]}" --format plain --max-tokens 20 --ignore-eos engine.session_len=40 <"$tmp/in"
+same "the exit code after a full session" 1 "$code"
+same "the first answer and the one after /reset" "$(sed -n 1p <<<"$out")" "$(tail -n 1 <<<"$out")"
+has "the error" "session" "$err"
+has "the error" "/reset" "$err"
+run "$perch" chat "${model[@]}" --format plain --max-tokens 20 --json <<<"$prompt"
+same "the exit code with --json" 0 "$code"
+same "tokens, reason" "20	length	20" "$(json tokens.# finish_reason usage.completion_tokens <<<"$out")"
+wrong "--max-tokens" chat "${model[@]}" --format plain --max-tokens 600
 wrong "format" chat "${model[@]}" --format klingon <<<"x"
 
 t "the minimal host prints the expected completion"

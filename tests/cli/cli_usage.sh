@@ -90,17 +90,23 @@ wrong "--temperature" generate --temperature warm
 wrong "--top-k" generate --top-k 1.5
 wrong "--max-tokens" generate --max-tokens -1
 wrong "--max-tokens" generate --max-tokens 5000000000
-wrong "--seed" generate --seed 99999999999999999999
+wrong "--seed" generate --seed 18446744073709551616
+wrong "--seed" generate --seed -1
 wrong "--logit-bias" generate --logit-bias 5
 wrong "--logit-bias" generate --logit-bias 5=high
 wrong "--stop-tokens" generate --stop-tokens 1,,2
 wrong "--banned-tokens" generate --banned-tokens -4
 wrong "--logprobs" generate --logprobs 21
-wrong "-n" chat -n 2
+wrong "-n: 257 is out of range (1..256)" generate -n 257
+for flag in -n --special; do
+    wrong "unknown flag '$flag'" chat "$flag" 2
+    [[ "$("$perch" chat --help)" != *"  $flag "* ]] || bad "chat --help has $flag"
+done
+wrong "--logprobs needs --json" chat --logprobs 1
 wrong "--ignore-eos takes no value" generate --ignore-eos=1
 wrong "--logprobs needs --json" generate --prompt x --logprobs 1
 wrong "--prompt" generate "${tiny[@]}"
-wrong "--prompt" generate "${tiny[@]}" --prompt a --prompt-file b
+wrong "exactly one of --prompt and --prompt-file" generate "${tiny[@]}" --prompt a --prompt-file b
 wrong "no/such/file" generate "${tiny[@]}" --prompt-file no/such/file
 wrong "no tokenizer" generate "${tiny[@]}" --prompt a
 wrong "no tokenizer" chat "${tiny[@]}"
@@ -124,6 +130,20 @@ ini '[bench]' 'workload = trace'
 wrong "[bench] trace: missing" bench "$tmp/a.ini"
 ini '[bench]' 'workload = trace' 'trace = /no/such.jsonl'
 wrong "/no/such.jsonl" bench "$tmp/a.ini"
+wrong "cannot open nofile: No such file" bench "$tmp/a.ini" bench.trace=nofile
+for list in 16,,3 ,16 16, , "16 , , 3"; do
+    wrong "[bench] prompt_tokens" bench bench.prompt_tokens="$list"
+done
+run "$perch" bench bench.prompt_tokens=" 16,3 , 4 5 " --print-config
+has "the configuration" 'prompt_tokens = "16, 3, 4, 5"' "$out"
+
+t "bench names what is missing, and targets that can't be written, before it measures"
+wrong "FILE.ini is missing" bench
+wrong "configs/demo.ini has no [bench] section" bench configs/demo.ini
+wrong "--json: cannot write /no/such/folder/b.json: No such" bench configs/bench-grid.ini --json /no/such/folder/b.json
+wrong "--plot: cannot write /no/such/folder/b.svg: No such" bench configs/bench-grid.ini --plot /no/such/folder/b.svg
+wrong "--json: cannot write $tmp: Is a directory" bench configs/bench-grid.ini --json "$tmp"
+wrong "--plot: $tmp/x.png does not end in .svg" bench configs/bench-grid.ini --plot "$tmp/x.png"
 
 t "the command line overrides the INI file, in its order"
 ini '[engine]' 'max_batch_size = 3' 'session_len = 100'
