@@ -46,6 +46,12 @@ same "slots" 3 "$(json slots_total <<<"$err")"
 [ "$(json evictions <<<"$err")" -gt 0 ] || bad "nothing was evicted: $err"
 answers=$(json tokens <<<"$out")
 
+t "what docs/cli.md shows of the model is what it answers"
+shown=$(sed -n 's/^> \(.*[.?]\)   *\([A-Z].*\)$/\1\t\2/p' docs/cli.md)
+[ "$(wc -l <<<"$shown")" -ge 6 ] || bad "docs/cli.md shows only '$shown'"
+run "$perch" chat --config configs/demo.ini < <(cut -f 1 <<<"$shown")
+same "the answers" "$(cut -f 2 <<<"$shown")" "$out"
+
 t "batch renders messages in the format that a line or --format names"
 line() { printf '{"messages": [{"role": "user", "content": "My cat is called Milo."}]%s}\n' "$1"; }
 run "$perch" batch "${model[@]}" --format plain < <(line ', "format": "chatml"' && line "")
