@@ -429,12 +429,14 @@ typedef struct perch_request {
     size_t n_tokens;
     uint32_t max_tokens; /* generated at most; 0 = none: compute the KV (and prompt log-probabilities), then end */
     uint32_t min_tokens; /* before, EOS and stop tokens are never chosen and stop strings not looked for */
-    uint32_t
-        n_completions;   /* 1..256 completions of the one prompt. The first is the sequence's own; the others are made
-                               by forks that share its KV and are closed when they end */
-    uint32_t flags;      /* PERCH_REQUEST_* */
-    int32_t priority;    /* -8..7, higher first; ages */
-    uint32_t timeout_ms; /* deadline from now; 0 = none. At the deadline it ends with what it has */
+    /*
+     * 1..256 completions of the one prompt. The first is the sequence's own; the others are made by forks that share its
+     * KV and are closed when they end.
+     */
+    uint32_t n_completions;
+    uint32_t flags;             /* PERCH_REQUEST_* */
+    int32_t priority;           /* -8..7, higher first; ages */
+    uint32_t timeout_ms;        /* deadline from now; 0 = none. At the deadline it ends with what it has */
     const int32_t *stop_tokens; /* [n_stop_tokens] beside the model's EOS; end the request, stay in the sequence */
     size_t n_stop_tokens;
     const char *const *stop_strings; /* [n_stop_strings], 0-terminated, 1..256 bytes; not part of the text
