@@ -295,11 +295,8 @@ static perch_status check_submit(perch_engine *e, const perch_request *q, sequen
         err_set(err, PERCH_E_SHUTDOWN, "the engine is shutting down");
         return PERCH_E_SHUTDOWN;
     }
-    *out = sequence_get(e, q->sequence, true, err);
-    if (!*out) {
-        return idtable_get(&e->sequences, q->sequence) ? PERCH_E_BUSY : PERCH_E_NOT_FOUND;
-    }
-    return check_fit(e, *out, q, err);
+    perch_status status = sequence_get(e, q->sequence, true, out, err);
+    return status ? status : check_fit(e, *out, q, err);
 }
 
 /* Until the queue has room, the engine ends, or the time is up. Under the lock. */

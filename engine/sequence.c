@@ -46,22 +46,16 @@ void sequence_free(perch_engine *e, sequence *s) {
     free(s);
 }
 
-sequence *sequence_get(perch_engine *e, perch_sequence_id id, bool idle, perch_error *err) {
+perch_status sequence_get(perch_engine *e, perch_sequence_id id, bool idle, sequence **out, perch_error *err) {
     sequence *s = idtable_get(&e->sequences, id);
+    *out = s;
     if (!s) {
-        err_set(err, PERCH_E_NOT_FOUND, "no sequence has the id %llu", (unsigned long long)id);
-        return NULL;
+        return err_set(err, PERCH_E_NOT_FOUND, "no sequence has the id %llu", (unsigned long long)id);
     }
     if (idle && s->busy) {
-        err_set(err, PERCH_E_BUSY, "sequence %llu has a request in flight", (unsigned long long)id);
-        return NULL;
+        return err_set(err, PERCH_E_BUSY, "sequence %llu has a request in flight", (unsigned long long)id);
     }
-    return s;
-}
-
-/* sequence_get's failure as a status, whether or not the caller wants a message. */
-static perch_status why_not(const perch_engine *e, perch_sequence_id id) {
-    return idtable_get(&e->sequences, id) ? PERCH_E_BUSY : PERCH_E_NOT_FOUND;
+    return PERCH_OK;
 }
 
 static perch_status check_engine(const perch_engine *e, const void *other, const char *function, perch_error *err) {
@@ -87,10 +81,13 @@ perch_status perch_sequence_close(perch_engine *e, perch_sequence_id id, perch_e
         return status;
     }
     pthread_mutex_lock(&e->lock);
-    sequence *s = sequence_get(e, id, false, err);
-    if (!s) {
-        status = PERCH_E_NOT_FOUND;
-    } else if (!s->busy) {
+    sequence *s;
+    status = sequence_get(e, id, false, &s, err);
+    if (status) {
+        pthread_mutex_unlock(&e->lock);
+        return status;
+    }
+    if (!s->busy) {
         sequence_free(e, s);
     } else {
         idtable_remove(&e->sequences, id);
@@ -128,8 +125,11 @@ perch_status perch_sequence_append(perch_engine *e, perch_sequence_id id, const 
         return status;
     }
     pthread_mutex_lock(&e->lock);
-    sequence *s = sequence_get(e, id, true, err);
-    status = s ? append(e, s, tokens, n, err) : why_not(e, id);
+    sequence *s;
+    status = sequence_get(e, id, true, &s, err);
+    if (!status) {
+        status = append(e, s, tokens, n, err);
+    }
     pthread_mutex_unlock(&e->lock);
     return status;
 }
@@ -166,8 +166,11 @@ perch_status perch_sequence_fork(perch_engine *e, perch_sequence_id id, uint64_t
     }
     *out = 0;
     pthread_mutex_lock(&e->lock);
-    sequence *s = sequence_get(e, id, true, err);
-    status = s ? fork_at(e, s, n_tokens, out, err) : why_not(e, id);
+    sequence *s;
+    status = sequence_get(e, id, true, &s, err);
+    if (!status) {
+        status = fork_at(e, s, n_tokens, out, err);
+    }
     pthread_mutex_unlock(&e->lock);
     return status;
 }
@@ -178,13 +181,12 @@ perch_status perch_sequence_rewind(perch_engine *e, perch_sequence_id id, uint64
         return status;
     }
     pthread_mutex_lock(&e->lock);
-    sequence *s = sequence_get(e, id, true, err);
-    if (!s) {
-        status = why_not(e, id);
-    } else if (n_tokens > s->n_tokens) {
+    sequence *s;
+    status = sequence_get(e, id, true, &s, err);
+    if (!status && n_tokens > s->n_tokens) {
         status = err_set(err, PERCH_E_INVALID, "n_tokens: %llu of a sequence of %u", (unsigned long long)n_tokens,
                          s->n_tokens);
-    } else {
+    } else if (!status) {
         s->n_tokens = (uint32_t)n_tokens;
         s->n_computed = s->n_computed < s->n_tokens ? s->n_computed : s->n_tokens;
         cache_truncate(e->kv, s->entry, s->n_tokens);
@@ -200,10 +202,9 @@ perch_status perch_sequence_tokens(perch_engine *e, perch_sequence_id id, int32_
         return status;
     }
     pthread_mutex_lock(&e->lock);
-    sequence *s = sequence_get(e, id, false, err);
-    if (!s) {
-        status = PERCH_E_NOT_FOUND;
-    } else {
+    sequence *s;
+    status = sequence_get(e, id, false, &s, err);
+    if (!status) {
         size_t n = s->n_tokens < cap ? s->n_tokens : cap;
         if (n) {
             memcpy(tokens, s->tokens, n * sizeof *tokens);
@@ -226,10 +227,9 @@ perch_status perch_sequence_state(perch_engine *e, perch_sequence_id id, perch_s
         return err_set(err, PERCH_E_INVALID, "perch_sequence_state: info.struct_size is not set");
     }
     pthread_mutex_lock(&e->lock);
-    sequence *s = sequence_get(e, id, false, err);
-    if (!s) {
-        status = PERCH_E_NOT_FOUND;
-    } else {
+    sequence *s;
+    status = sequence_get(e, id, false, &s, err);
+    if (!status) {
         info->residency = cache_entry_pinned(s->entry)    ? PERCH_SEQ_ACTIVE
                           : cache_entry_n_pages(s->entry) ? PERCH_SEQ_RESIDENT
                                                           : PERCH_SEQ_TOKENS;

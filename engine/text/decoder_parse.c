@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_NESTING 16u
 #define MAX_STRIP 1024
 
 void decoder_free(struct decoder *decoder) {
@@ -83,24 +82,8 @@ static perch_status parse_stage(const struct jnode *node, const char *type, stru
     return jnode_unknown_type(node, type, err);
 }
 
-/* Sequences are laid flat. */
-static perch_status parse_node(const struct jnode *node, size_t depth, struct decoder *out, perch_error *err) {
-    const char *type;
-    perch_status status = jnode_type(node, &type, err);
-    if (status != PERCH_OK) {
-        return status;
-    }
-    if (strcmp(type, "Sequence") == 0) {
-        struct jnode list = jnode_get(node, "decoders");
-        if (depth == MAX_NESTING) {
-            return jnode_fail(node, PERCH_E_UNSUPPORTED, err, "sequences are nested too deeply");
-        }
-        status = jnode_want_array(&list, err);
-        for (struct jnode child = jnode_first(&list); child.value && status == PERCH_OK; child = jnode_next(&child)) {
-            status = parse_node(&child, depth + 1, out, err);
-        }
-        return status;
-    }
+static perch_status add_stage(const struct jnode *node, const char *type, void *user, perch_error *err) {
+    struct decoder *out = user;
     if (out->n == DECODER_STAGES) {
         return jnode_fail(node, PERCH_E_UNSUPPORTED, err, "more than %u decoders", DECODER_STAGES);
     }
@@ -114,7 +97,7 @@ perch_status decoder_parse(const struct jnode *node, struct decoder *out, perch_
         out->stages[out->n++].kind = DECODE_JOIN;
         return PERCH_OK;
     }
-    perch_status status = parse_node(node, 0, out, err);
+    perch_status status = jnode_components(node, "decoders", add_stage, out, err);
     bool whole = false;
     for (size_t i = 0; i < out->n; i++) {
         out->stages[i].whole = whole;

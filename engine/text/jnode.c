@@ -176,6 +176,35 @@ perch_status jnode_type(const struct jnode *object, const char **out, perch_erro
     return status;
 }
 
+/* How deep sequences may stand in sequences; nobody writes even two. */
+#define MAX_NESTING 16u
+
+static perch_status components(const struct jnode *node, const char *list_key, size_t depth, jnode_leaf leaf,
+                               void *user, perch_error *err) {
+    const char *type;
+    perch_status status = jnode_type(node, &type, err);
+    if (status != PERCH_OK) {
+        return status;
+    }
+    if (strcmp(type, "Sequence") != 0) {
+        return leaf(node, type, user, err);
+    }
+    if (depth == MAX_NESTING) {
+        return jnode_fail(node, PERCH_E_UNSUPPORTED, err, "sequences are nested too deeply");
+    }
+    struct jnode list = jnode_get(node, list_key);
+    status = jnode_want_array(&list, err);
+    for (struct jnode child = jnode_first(&list); child.value && status == PERCH_OK; child = jnode_next(&child)) {
+        status = components(&child, list_key, depth + 1, leaf, user, err);
+    }
+    return status;
+}
+
+perch_status jnode_components(const struct jnode *node, const char *list_key, jnode_leaf leaf, void *user,
+                              perch_error *err) {
+    return components(node, list_key, 0, leaf, user, err);
+}
+
 perch_status jnode_unknown_type(const struct jnode *object, const char *type, perch_error *err) {
     struct jnode node = jnode_get(object, "type");
     return jnode_fail(&node, PERCH_E_UNSUPPORTED, err, "\"%.80s\" is not supported", type);

@@ -56,6 +56,14 @@ perch_status jnode_copy(const struct jnode *node, char **out, size_t *n, perch_e
 /* The string under "type" of an object. */
 perch_status jnode_type(const struct jnode *object, const char **out, perch_error *err);
 
+/*
+ * Every component of a tree of them in its order: sequences ({"type": "Sequence", list_key: [...]}) are laid flat, anything
+ * else goes to leaf with its type. The first failure ends it. E_UNSUPPORTED where they are nested too deeply.
+ */
+typedef perch_status (*jnode_leaf)(const struct jnode *node, const char *type, void *user, perch_error *err);
+perch_status jnode_components(const struct jnode *node, const char *list_key, jnode_leaf leaf, void *user,
+                              perch_error *err);
+
 /* E_UNSUPPORTED for a "type" that is none of the known. */
 perch_status jnode_unknown_type(const struct jnode *object, const char *type, perch_error *err);
 

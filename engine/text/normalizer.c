@@ -5,8 +5,6 @@
 #include <string.h>
 #include <utf8proc.h>
 
-#define MAX_NESTING 16u
-
 void normalizer_free(struct normalizer *normalizer) {
     for (size_t i = 0; i < normalizer->n; i++) {
         pattern_free(&normalizer->steps[i].pattern);
@@ -71,26 +69,10 @@ static perch_status parse_step(const struct jnode *node, const char *type, struc
     return jnode_unknown_type(node, type, err);
 }
 
-/* Sequences are laid flat. */
-static perch_status parse_node(const struct jnode *node, size_t depth, struct normalizer *out, perch_error *err) {
-    const char *type;
-    perch_status status = jnode_type(node, &type, err);
-    if (status != PERCH_OK) {
-        return status;
-    }
-    if (strcmp(type, "Sequence") == 0) {
-        struct jnode list = jnode_get(node, "normalizers");
-        if (depth == MAX_NESTING) {
-            return jnode_fail(node, PERCH_E_UNSUPPORTED, err, "sequences are nested too deeply");
-        }
-        status = jnode_want_array(&list, err);
-        for (struct jnode child = jnode_first(&list); child.value && status == PERCH_OK; child = jnode_next(&child)) {
-            status = parse_node(&child, depth + 1, out, err);
-        }
-        return status;
-    }
+static perch_status add_step(const struct jnode *node, const char *type, void *user, perch_error *err) {
+    struct normalizer *out = user;
     void *steps = out->steps;
-    status = array_reserve(&steps, &out->cap, out->n + 1, sizeof *out->steps, err);
+    perch_status status = array_reserve(&steps, &out->cap, out->n + 1, sizeof *out->steps, err);
     out->steps = steps;
     if (status != PERCH_OK) {
         return status;
@@ -102,7 +84,7 @@ static perch_status parse_node(const struct jnode *node, size_t depth, struct no
 
 perch_status normalizer_parse(const struct jnode *node, struct normalizer *out, perch_error *err) {
     *out = (struct normalizer){0};
-    perch_status status = jnode_absent(node) ? PERCH_OK : parse_node(node, 0, out, err);
+    perch_status status = jnode_absent(node) ? PERCH_OK : jnode_components(node, "normalizers", add_step, out, err);
     if (status != PERCH_OK) {
         normalizer_free(out);
     }

@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_NESTING 16u
-
 /* ByteLevel's own expression, GPT-2's. */
 static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 static const char digits[] = "\\p{N}";
@@ -150,20 +148,6 @@ static perch_status parse_metaspace(const struct jnode *node, struct pretokenize
     return status;
 }
 
-static perch_status parse_node(const struct jnode *node, size_t depth, struct pretokenizer *out, perch_error *err);
-
-static perch_status parse_sequence(const struct jnode *node, size_t depth, struct pretokenizer *out, perch_error *err) {
-    struct jnode list = jnode_get(node, "pretokenizers");
-    if (depth == MAX_NESTING) {
-        return jnode_fail(node, PERCH_E_UNSUPPORTED, err, "sequences are nested too deeply");
-    }
-    perch_status status = jnode_want_array(&list, err);
-    for (struct jnode child = jnode_first(&list); child.value && status == PERCH_OK; child = jnode_next(&child)) {
-        status = parse_node(&child, depth + 1, out, err);
-    }
-    return status;
-}
-
 static perch_status parse_digits(const struct jnode *node, struct pretokenizer *out, perch_error *err) {
     struct jnode individual = jnode_get(node, "individual_digits");
     bool single;
@@ -178,7 +162,7 @@ static perch_status parse_punctuation(const struct jnode *node, struct pretokeni
     return status == PERCH_OK ? add_split(node, punctuation, behavior, out, err) : status;
 }
 
-static perch_status parse_node(const struct jnode *node, size_t depth, struct pretokenizer *out, perch_error *err) {
+static perch_status add_component(const struct jnode *node, const char *type, void *user, perch_error *err) {
     static const struct {
         const char *type;
         perch_status (*parse)(const struct jnode *node, struct pretokenizer *out, perch_error *err);
@@ -187,17 +171,9 @@ static perch_status parse_node(const struct jnode *node, size_t depth, struct pr
                  {"Metaspace", parse_metaspace},
                  {"Digits", parse_digits},
                  {"Punctuation", parse_punctuation}};
-    const char *type;
-    perch_status status = jnode_type(node, &type, err);
-    if (status != PERCH_OK) {
-        return status;
-    }
-    if (strcmp(type, "Sequence") == 0) {
-        return parse_sequence(node, depth, out, err);
-    }
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         if (strcmp(type, kinds[i].type) == 0) {
-            return kinds[i].parse(node, out, err);
+            return kinds[i].parse(node, user, err);
         }
     }
     return jnode_unknown_type(node, type, err);
@@ -205,7 +181,8 @@ static perch_status parse_node(const struct jnode *node, size_t depth, struct pr
 
 perch_status pretokenizer_parse(const struct jnode *node, struct pretokenizer *out, perch_error *err) {
     *out = (struct pretokenizer){0};
-    perch_status status = jnode_absent(node) ? PERCH_OK : parse_node(node, 0, out, err);
+    perch_status status =
+        jnode_absent(node) ? PERCH_OK : jnode_components(node, "pretokenizers", add_component, out, err);
     if (status != PERCH_OK) {
         pretokenizer_free(out);
     }

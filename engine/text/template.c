@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_NESTING 16u
-
 void template_free(struct text_template *around) {
     free(around->before);
     free(around->behind);
@@ -74,43 +72,34 @@ static perch_status parse_single(const struct jnode *node, const struct vocab *v
     return status;
 }
 
-static perch_status parse_node(const struct jnode *node, size_t depth, const struct vocab *vocab,
-                               struct text_template *out, bool *seen, perch_error *err) {
-    const char *type;
-    perch_status status = jnode_type(node, &type, err);
-    if (status != PERCH_OK) {
-        return status;
-    }
+/* What the post-processor's components go into. */
+struct target {
+    const struct vocab *vocab;
+    struct text_template *out;
+    bool seen; /* a template */
+};
+
+static perch_status add_component(const struct jnode *node, const char *type, void *user, perch_error *err) {
+    struct target *target = user;
     if (strcmp(type, "ByteLevel") == 0) {
         return PERCH_OK; /* moves offsets, which perch does not have; ids stay */
     }
-    if (strcmp(type, "TemplateProcessing") == 0) {
-        if (*seen) {
-            return jnode_fail(node, PERCH_E_UNSUPPORTED, err, "a second template is not supported");
-        }
-        *seen = true;
-        return parse_single(node, vocab, out, err);
-    }
-    if (strcmp(type, "Sequence") != 0) {
+    if (strcmp(type, "TemplateProcessing") != 0) {
         return jnode_unknown_type(node, type, err);
     }
-    struct jnode list = jnode_get(node, "processors");
-    if (depth == MAX_NESTING) {
-        return jnode_fail(node, PERCH_E_UNSUPPORTED, err, "sequences are nested too deeply");
+    if (target->seen) {
+        return jnode_fail(node, PERCH_E_UNSUPPORTED, err, "a second template is not supported");
     }
-    status = jnode_want_array(&list, err);
-    for (struct jnode child = jnode_first(&list); child.value && status == PERCH_OK; child = jnode_next(&child)) {
-        status = parse_node(&child, depth + 1, vocab, out, seen, err);
-    }
-    return status;
+    target->seen = true;
+    return parse_single(node, target->vocab, target->out, err);
 }
 
 perch_status template_parse(const struct jnode *node, const struct vocab *vocab, struct text_template *out, bool *given,
                             perch_error *err) {
-    bool seen = false;
+    struct target target = {.vocab = vocab, .out = out};
     *out = (struct text_template){0};
     *given = !jnode_absent(node);
-    perch_status status = *given ? parse_node(node, 0, vocab, out, &seen, err) : PERCH_OK;
+    perch_status status = *given ? jnode_components(node, "processors", add_component, &target, err) : PERCH_OK;
     if (status != PERCH_OK) {
         template_free(out);
     }
