@@ -315,8 +315,8 @@ perch_status perch_next(perch_engine *e, perch_event *ev, int timeout_ms, perch_
     pthread_mutex_lock(&e->lock);
     e->n_inside++;
     perch_status status = wait_ready(e, timeout_ms, err);
-    engine_leave(e);
     if (status) {
+        engine_leave(e);
         pthread_mutex_unlock(&e->lock);
         return status;
     }
@@ -332,6 +332,7 @@ perch_status perch_next(perch_engine *e, perch_event *ev, int timeout_ms, perch_
     } else {
         delivered(e, c, &now);
     }
+    engine_leave(e);
     pthread_mutex_unlock(&e->lock);
     return status;
 }

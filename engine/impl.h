@@ -142,7 +142,7 @@ struct perch_engine {
     completion *ready_head, *ready_tail;
     deadlines deadlines;
     completion *cancelled; /* asked to end */
-    uint32_t n_inside;     /* host threads that wait in perch_next or perch_submit */
+    uint32_t n_inside;     /* host threads in perch_next, or waiting in perch_submit */
     perch_stats stats;
 
     /* the step thread's own */

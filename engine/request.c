@@ -311,7 +311,8 @@ static perch_status wait_for_room(perch_engine *e, uint64_t deadline_us, perch_e
     while (!status && e->n_queued >= e->options.queue_size && !e->stopping && !e->dead) {
         if (!deadline_us) {
             pthread_cond_wait(&e->space, &e->lock);
-        } else if (pthread_cond_timedwait(&e->space, &e->lock, &until) == ETIMEDOUT) {
+        } else if (pthread_cond_timedwait(&e->space, &e->lock, &until) == ETIMEDOUT &&
+                   e->n_queued >= e->options.queue_size) {
             status = err_set(err, PERCH_E_TIMEOUT, "the queue stayed full (queue_size = %u)", e->options.queue_size);
         }
     }
@@ -326,10 +327,13 @@ static perch_status submit(perch_engine *e, const perch_request *q, uint64_t now
     sequence *s = NULL;
     uint64_t deadline_us = q->timeout_ms ? now_us + (uint64_t)q->timeout_ms * 1000 : 0;
     perch_status status = check_submit(e, q, &s, err);
-    if (status || (status = wait_for_room(e, deadline_us, err))) {
+    if (status) {
         return status;
     }
-    status = check_submit(e, q, &s, err);
+    status = wait_for_room(e, deadline_us, err);
+    if (!status) {
+        status = check_submit(e, q, &s, err);
+    }
     if (!status) {
         status = request_create(e, q, s, &r, err);
     }

@@ -973,6 +973,38 @@ static void destroy_sends_waiting_threads_home(void) {
     }
 }
 
+static void *next_once(void *arg) {
+    submitter *s = arg;
+    perch_event ev;
+    perch_event_init(&ev, sizeof ev);
+    s->status = perch_next(s->e, &ev, -1, NULL);
+    perch_event_clear(&ev);
+    return NULL;
+}
+
+/* Whether it still waits or has an event in its hands already, destroy lets a thread in perch_next come out first. */
+static void destroy_waits_for_an_event_that_is_being_handed_out(void) {
+    for (uint32_t i = 0; i < 40; i++) {
+        perch_options o = host_options("llama");
+        perch_engine *e = host_engine(&o);
+        if (!e) {
+            return;
+        }
+        int32_t token = 9;
+        pthread_t thread;
+        submitter s = {e, 0, PERCH_E_AGAIN};
+        CU_ASSERT_EQUAL_FATAL(pthread_create(&thread, NULL, next_once, &s), 0);
+        wait_until_inside(e, 1);
+        perch_request q = host_request(e, open_sequence(e), &token, 1, 100);
+        q.sampling.n_logprobs = 20;
+        CU_ASSERT_EQUAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
+        usleep(i * 10);
+        perch_engine_destroy(e);
+        pthread_join(thread, NULL);
+        CU_ASSERT_TRUE(s.status == PERCH_OK || s.status == PERCH_E_SHUTDOWN);
+    }
+}
+
 /* ---------------------------------------------------------------------- events -- */
 
 static void the_event_fd_is_readable_while_there_are_events(void) {
@@ -1273,6 +1305,7 @@ int main(int argc, char **argv) {
         TEST(half_a_character_at_the_end_is_told_as_one),
         TEST(a_place_in_the_queue_that_is_not_taken_goes_to_the_next),
         TEST(destroy_sends_waiting_threads_home),
+        TEST(destroy_waits_for_an_event_that_is_being_handed_out),
         TEST(a_deadline_ends_what_waits_and_what_runs),
         TEST(a_full_queue_refuses_where_so_configured),
         TEST(a_full_queue_makes_submit_wait_where_so_configured),
