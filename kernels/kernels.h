@@ -1,15 +1,16 @@
 /*
  * kernels: device memory, KV mapping and math behind one table of functions, a *backend*. The CPU backend (kernels/cpu) is
- * always built in. Everything is in the order of the calls; on an asynchronous device they are queued in that order, and
- * `download` waits.
+ * always built in; the CUDA backend (kernels/cuda) is a shared object that kernels_cuda loads. Everything is in the order of the
+ * calls; on an asynchronous device they are queued in that order, and `download` waits.
  *
  * Batch invariance is the contract of every function on the path to the logits: a token's result is a function of that
  * token's own inputs, to the bit, whatever the other tokens, the number of threads, or how tokens are cut into calls.
  * Concretely: a fixed order of accumulation along K; attention reduces over KV in fixed 64-token blocks counted from
  * position 0, each block's masked entries adding exact zeros.
  *
- * Activations are arrays [n_tokens][width] of the backend's activation type, act_bytes(device) bytes an element. How weights
- * are stored is the backend's own business: a `kernels_weight` is opaque.
+ * Activations are arrays [n_tokens][width] of the backend's activation type, act_bytes(device) bytes an element; the residual
+ * stream, what embed gives and linear accumulates into, is float on every backend. How weights are stored is the backend's own
+ * business: a `kernels_weight` is opaque.
  */
 #ifndef PERCH_KERNELS_KERNELS_H
 #define PERCH_KERNELS_KERNELS_H
@@ -23,10 +24,30 @@ typedef struct kernels_weight kernels_weight; /* a matrix [n_out][n_in] in the b
 typedef enum kernels_dtype { KERNELS_F32 = 0, KERNELS_F16 = 1, KERNELS_BF16 = 2 } kernels_dtype;
 
 typedef struct kernels_config {
-    kernels_dtype dtype; /* F32 or BF16: weights, matrix products' inputs and KV. Accumulation is f32 always */
-    uint32_t n_threads;  /* CPU: threads that compute, the caller's included; 0 = the CPUs this process may use */
-    const char *isa;     /* CPU: "avx512bf16", "avx512", "scalar"; NULL = the best there is. Unknown: error */
+    kernels_dtype
+        dtype; /* weights, matrix products' inputs and KV; accumulation is f32 always. CPU: F32, BF16. CUDA: BF16, F16 */
+    uint32_t n_threads;    /* CPU: threads that compute, the caller's included; 0 = the CPUs this process may use */
+    const char *isa;       /* CPU: "avx512bf16", "avx512", "scalar"; NULL = the best there is. Unknown: error */
+    uint32_t device;       /* CUDA: index of the GPU */
+    bool deterministic;    /* CUDA: a token's result is its own to the bit; the CPU knows nothing else */
+    bool graphs;           /* CUDA: steps of decode rows alone are replayed as graphs */
+    const char *cache_dir; /* CUDA: where the choice of GEMM algorithms is kept; NULL = nowhere */
 } kernels_config;
+
+typedef enum kernels_mapping {
+    KERNELS_VMM = 0,  /* pages are mapped into contiguous virtual ranges */
+    KERNELS_TABLE = 1 /* pages stay where they are; each slot has a table of its groups' addresses */
+} kernels_mapping;
+
+/* KV memory: n_pages physical pages of page_bytes; n_slots slots with pages_per_slot places each. */
+typedef struct kernels_kv {
+    kernels_mapping mapping;
+    uint64_t page_bytes;
+    uint64_t group_bytes; /* TABLE: page_bytes is a multiple of it */
+    uint32_t n_pages;
+    uint32_t n_slots;
+    uint32_t pages_per_slot;
+} kernels_kv;
 
 /*
  * Where the KV of (layer, kv head) lies within a group: [layer][kv head][K 16×D | V 16×D], K after RoPE. In which order a run
@@ -40,10 +61,13 @@ typedef struct kv_layout {
     uint64_t group_bytes;   /* n_layers * n_kv_heads * 2 * 16 * head_dim * element_bytes */
 } kv_layout;
 
-/* How a kernel finds a sequence's groups: `blocks` NULL: group g lies at base + g * group_bytes (mapping = vmm). */
+/*
+ * How a kernel finds a sequence's groups: group g lies at blocks[g], or where `blocks` is NULL (mapping = vmm) at
+ * base + g * group_bytes. All addresses are the device's, `blocks` itself too.
+ */
 typedef struct kv_view {
     uint8_t *base;
-    uint8_t *const *blocks; /* [n_groups], for mapping = table */
+    uint8_t *const *blocks; /* [n_groups] */
 } kv_view;
 
 /* One sequence's part of a step: n_tokens consecutive tokens at positions first_position... */
@@ -54,14 +78,26 @@ typedef struct kernels_row {
     uint32_t first_position; /* tokens of the sequence that lie before, their KV valid */
 } kernels_row;
 
-/* A packed batch. All arrays are host memory and the caller's, unchanged until the step's download returns. */
+#define KERNELS_GIVEN UINT32_MAX
+
+/*
+ * A packed batch. All arrays are host memory and the caller's, unchanged until the step's download returns; with
+ * kernels_async until `begin` returns.
+ */
 typedef struct kernels_batch {
     uint32_t n_tokens;
     uint32_t n_rows;
-    const int32_t *tokens;     /* [n_tokens] ids */
-    const uint32_t *positions; /* [n_tokens] */
-    const uint32_t *token_row; /* [n_tokens] which row a token belongs to */
-    const kernels_row *rows;   /* [n_rows] */
+    uint32_t n_logits;
+    const int32_t *tokens;        /* [n_tokens] ids, checked by the caller */
+    const uint32_t *positions;    /* [n_tokens] */
+    const uint32_t *token_row;    /* [n_tokens] which row a token belongs to */
+    const kernels_row *rows;      /* [n_rows] */
+    const uint32_t *logit_tokens; /* [n_logits] ascending indices of the tokens whose logits are wanted */
+    /*
+     * kernels_async alone, or NULL: [n_tokens] KERNELS_GIVEN, or i: the token is the one that choice i of the other lane's
+     * last `choose` has chosen, tokens[t] does not count. (Where that found none: 0.)
+     */
+    const uint32_t *token_from;
 } kernels_batch;
 
 typedef struct kernels_attention {
@@ -72,8 +108,86 @@ typedef struct kernels_attention {
     float scale;      /* of q·k */
 } kernels_attention;
 
+/* What a step can hold: for the buffers that an asynchronous backend keeps for itself. */
+typedef struct kernels_limits {
+    uint32_t max_step_tokens;
+    uint32_t max_batch_size; /* rows, and slots */
+    uint32_t max_logit_rows;
+    uint32_t vocab_size;
+    uint32_t session_len;
+    uint32_t n_heads;
+    kv_layout layout;
+} kernels_limits;
+
+/* Which token follows a row; as sampler_input (engine/sampler.h), whose history is on the device. */
+typedef struct kernels_choice {
+    uint32_t logit_row; /* of the logits */
+    uint32_t slot;      /* whose history it is */
+    uint32_t completion;
+    uint32_t n_prompt;              /* tokens that were given, not generated by this request */
+    uint32_t n_tokens;              /* the sequence so far; the token chosen will stand at this position */
+    const perch_sampling *sampling; /* borrowed until `choose` returns */
+    const int32_t *suppressed;      /* [n_suppressed] may not be chosen; borrowed likewise */
+    uint32_t n_suppressed;
+    bool want_logprob;
+} kernels_choice;
+
+#define KERNELS_MAX_TOP 20u
+
+/* What came of it: the numbers from which sampler_report (engine/sampler.h) computes log-probabilities, as it does on the CPU. */
+typedef struct kernels_chosen {
+    int32_t token;  /* -1: no token is left */
+    float logit;    /* the model's, of that token */
+    float best;     /* the row's largest; NaN counts as -inf */
+    uint32_t n_top; /* sampling->n_logprobs, at most vocab_size */
+    uint64_t total; /* sum over the row in fixed point (base/sampling_math.h); if log-probabilities are wanted */
+    int32_t top_token[KERNELS_MAX_TOP]; /* best first, ties by id */
+    float top_logit[KERNELS_MAX_TOP];
+} kernels_chosen;
+
+#define KERNELS_LANES 2u
+
+/* What `begin` made of a batch: the counts to call the math functions with. */
+typedef struct kernels_pass {
+    uint32_t
+        n_tokens; /* >= the batch's: a graph is made for a few batch sizes, and what lies beyond is not looked at */
+    uint32_t n_logits; /* likewise */
+    bool replayed;     /* the whole pass is queued already: no math function is to be called */
+} kernels_pass;
+
+/*
+ * What a backend offers whose queue runs beside the host. A step is: begin, the math functions, end, choose; then the host goes
+ * on, and `wait` gives the choices. Steps use the lanes 0, 1, 0, 1, …, so that one is prepared while another runs; a lane is used again
+ * when it was waited for. All calls come from one thread at a time. E_DEVICE: the device is done for.
+ */
+typedef struct kernels_async {
+    /* Device bytes that `reserve` takes: batches, attention's partial results, choices and histories, graphs, GEMM workspace. */
+    uint64_t (*reserve_bytes)(const kernels_device *device, const kernels_limits *limits);
+    /* Once, before the first begin. E_NOMEM, E_UNSUPPORTED (a shape). */
+    perch_status (*reserve)(kernels_device *device, const kernels_limits *limits, perch_error *err);
+    /*
+     * The batch of the math functions from here to `end`. graph_key: 0, or the same number for passes that differ in nothing but
+     * their batch: such a pass may be recorded as it is queued, and replayed the next time.
+     */
+    perch_status (*begin)(kernels_device *device, uint32_t lane, const kernels_batch *batch, uint64_t graph_key,
+                          kernels_pass *pass, perch_error *err);
+    perch_status (*end)(kernels_device *device, uint32_t lane, perch_error *err);
+    /* Tokens [first, first + n) of the sequence in `slot`, where choose needs what no batch since its admission contained. */
+    perch_status (*history)(kernels_device *device, uint32_t slot, uint32_t first, uint32_t n, const int32_t *tokens,
+                            perch_error *err);
+    /* Whether `choose` takes these parameters; else the host chooses. */
+    bool (*can_choose)(const kernels_device *device, const kernels_choice *choice);
+    /* Queues n choices (n <= max_batch_size, 0 is fine) from logits: device float [n_logits][vocab_size]. */
+    perch_status (*choose)(kernels_device *device, uint32_t lane, const float *logits, const kernels_choice *choices,
+                           uint32_t n, perch_error *err);
+    /* Waits for the lane's step; *out: its choices, borrowed until the lane's next choose. */
+    perch_status (*wait)(kernels_device *device, uint32_t lane, const kernels_chosen **out, perch_error *err);
+} kernels_async;
+
 typedef struct kernels_backend {
-    const char *name; /* "cpu" */
+    uint32_t abi;               /* KERNELS_ABI */
+    const char *name;           /* "cpu" */
+    const kernels_async *async; /* NULL: everything is done when a function returns, and the host chooses tokens */
 
     /* --- device. open: E_UNSUPPORTED (isa), E_NOMEM, E_DEVICE. close(NULL) is fine and frees everything still open */
     perch_status (*open)(const kernels_config *config, kernels_device **out, perch_error *err);
@@ -100,34 +214,38 @@ typedef struct kernels_backend {
                                     kernels_dtype dtype, const void *rows, perch_error *err);
 
     /*
-     * --- KV memory: n_pages physical pages of page_bytes; n_slots virtual ranges of pages_per_slot places. kv_open takes all
-     * of the pages' memory at once. E_INVALID: page_bytes is no multiple of the granularity, or already open. E_NO_ROOM, with
-     * the figures: the memory is not there, or n_slots * pages_per_slot is more than the system can map (raise page_bytes).
+     * --- KV memory. kv_open takes all of the pages' memory at once. E_INVALID: page_bytes is no multiple of the granularity
+     * (VMM) or of group_bytes (TABLE), or already open. E_UNSUPPORTED: the device can't do VMM. E_NO_ROOM, with the figures: the
+     * memory is not there, or n_slots * pages_per_slot is more than the system can map (raise page_bytes).
      */
-    uint64_t (*kv_page_granularity)(const kernels_device *device);
-    perch_status (*kv_open)(kernels_device *device, uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots,
-                            uint32_t pages_per_slot, perch_error *err);
+    uint64_t (*kv_page_granularity)(const kernels_device *device); /* of VMM; 0: it can't */
+    perch_status (*kv_open)(kernels_device *device, const kernels_kv *kv, perch_error *err);
     void (*kv_close)(kernels_device *device);
-    uint8_t *(*kv_slot_base)(const kernels_device *device, uint32_t slot);
+    kv_view (*kv_slot)(const kernels_device *device, uint32_t slot);
     /*
-     * In order; commands that continue one another are fastest side by side. E_DEVICE, or E_INVALID for a number out of
-     * range: the mapping is then undefined; the caller gives the engine up.
+     * In order, before what is queued next, and not before what is queued already has done with what is unmapped. Commands that
+     * continue one another are fastest side by side. E_DEVICE, or E_INVALID for a number out of range: the mapping is then
+     * undefined; the caller gives the engine up.
      */
     perch_status (*kv_execute)(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
 
     /*
-     * --- math. x, y, … are device buffers of activations; vectors (`gain`, `bias`, `table`) device buffers of float. Only
+     * --- math. x, y, … are device buffers of activations; vectors (`gain`, `bias`, `table`) device buffers of float. `batch` is, with
+     * kernels_async, the one that `begin` was given last, and counts are those that it made. Only
      * whole groups of KV are reached, from the first to the last one that a token sees: those must be mapped, and what they
      * hold at other positions may be anything, NaN included. E_UNSUPPORTED: head_dim (the CPU takes even ones up to 256).
      */
 
-    /* y[t] = row tokens[t] of weight [vocab][width]. Tokens are host memory, checked by the caller. */
-    perch_status (*embed)(kernels_device *device, const kernels_weight *weight, const int32_t *tokens,
-                          uint32_t n_tokens, void *y, perch_error *err);
-    /* y = x / sqrt(mean(x²) + eps) * gain; rows of `width`. y may be x. (Zhang & Sennrich 2019) */
-    perch_status (*rmsnorm)(kernels_device *device, const void *x, const float *gain, float eps, uint32_t n_tokens,
+    /* y[t] = row tokens[t] of weight [vocab][width]. */
+    perch_status (*embed)(kernels_device *device, const kernels_weight *weight, const kernels_batch *batch,
+                          uint32_t n_tokens, float *y, perch_error *err);
+    /* y = x / sqrt(mean(x²) + eps) * gain; rows of `width`. y is no part of x. (Zhang & Sennrich 2019) */
+    perch_status (*rmsnorm)(kernels_device *device, const float *x, const float *gain, float eps, uint32_t n_tokens,
                             uint32_t width, void *y, perch_error *err);
-    /* y[t][o] = (accumulate ? y[t][o] : 0) + Σ_i weight[o][i] x[t][i] + (bias ? bias[o] : 0). y must not be x. */
+    /*
+     * y[t][o] = (accumulate ? y[t][o] : 0) + Σ_i weight[o][i] x[t][i] + (bias ? bias[o] : 0). y must not be x. Where it
+     * accumulates y is float (the residual stream), else of activations.
+     */
     perch_status (*linear)(kernels_device *device, const kernels_weight *weight, const float *bias, const void *x,
                            uint32_t n_tokens, void *y, bool accumulate, perch_error *err);
     /* The same with f32 results, for logits: y is a device buffer of float [n_tokens][n_out]. */
@@ -149,12 +267,25 @@ typedef struct kernels_backend {
     /* y[t][i] = silu(gate_up[t][i]) * gate_up[t][width + i]; gate_up: [n_tokens][2 * width]. */
     perch_status (*silu_mul)(kernels_device *device, const void *gate_up, uint32_t n_tokens, uint32_t width, void *y,
                              perch_error *err);
-    /* y[j] = x[indices[j]] (rows of `width`); indices are host memory. */
-    perch_status (*gather)(kernels_device *device, const void *x, const uint32_t *indices, uint32_t n, uint32_t width,
-                           void *y, perch_error *err);
+    /* y[j] = x[logit_tokens[j]], rows of row_bytes, for j < n_logits. */
+    perch_status (*gather)(kernels_device *device, const kernels_batch *batch, uint32_t n_logits, const void *x,
+                           size_t row_bytes, void *y, perch_error *err);
 } kernels_backend;
+
+/* Counts up whenever anything above changes: a backend of another build is refused. */
+#define KERNELS_ABI 1u
 
 /* The CPU backend; static. */
 const kernels_backend *kernels_cpu(void);
+
+/*
+ * The CUDA backend, from libperch_cuda.so.0 beside this library or where the dynamic linker looks; loaded once, never unloaded.
+ * E_UNSUPPORTED: the library, the driver or something else that it needs is not there, or it is of another build; says what.
+ */
+perch_status kernels_cuda(const kernels_backend **out, perch_error *err);
+
+/* What that library exports; NULL for another ABI than its own. */
+#define KERNELS_CUDA_SYMBOL "perch_cuda_backend"
+typedef const kernels_backend *(*kernels_cuda_fn)(uint32_t abi);
 
 #endif
