@@ -76,6 +76,7 @@ typedef struct kernels_row {
     uint32_t first_token;    /* index into the packed batch */
     uint32_t n_tokens;       /* >= 1 */
     uint32_t first_position; /* tokens of the sequence that lie before, their KV valid */
+    uint32_t slot;           /* where the view came from */
 } kernels_row;
 
 #define KERNELS_GIVEN UINT32_MAX
