@@ -10,6 +10,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct test_case {
     const char *name; /* what it proves */
     void (*run)(void);
@@ -44,4 +48,7 @@ double test_rng_unit(test_rng *rng);                /* [0, 1) */
 uint64_t test_seed(uint64_t default_seed);
 uint64_t test_scaled(uint64_t iterations);
 
+#ifdef __cplusplus
+}
+#endif
 #endif
