@@ -174,9 +174,19 @@ static void check_packed(const golden *g) {
     for (uint32_t i = 0; lag + i < n; i++) {
         int32_t tokens[2] = {g->tokens[lag + i], backwards[i]};
         uint32_t positions[2] = {lag + i, i}, token_row[2] = {0, 1};
-        kernels_row batch_rows[2] = {{{.base = t.kv}, 0, 1, lag + i}, {{.base = other}, 1, 1, i}};
-        kernels_batch batch = {2, 2, tokens, positions, token_row, batch_rows};
-        CU_ASSERT_EQUAL(model_forward(t.model, &batch, rows, 2, &logits, NULL), PERCH_OK);
+        const kernels_row batch_rows[2] = {
+            {.kv = {.base = t.kv}, .first_token = 0, .n_tokens = 1, .first_position = lag + i},
+            {.kv = {.base = other}, .slot = 1, .first_token = 1, .n_tokens = 1, .first_position = i}};
+        const kernels_batch batch = {.n_tokens = 2,
+                                     .n_rows = 2,
+                                     .n_logits = 2,
+                                     .tokens = tokens,
+                                     .positions = positions,
+                                     .token_row = token_row,
+                                     .rows = batch_rows,
+                                     .logit_tokens = rows};
+        CU_ASSERT_EQUAL(model_forward(t.model, 0, &batch, NULL), PERCH_OK);
+        CU_ASSERT_EQUAL(model_fetch_logits(t.model, 2, &logits, NULL), PERCH_OK);
         CHECK_MSG(memcmp(logits, alone[0] + (size_t)(lag + i) * vocab, vocab * sizeof(float)) == 0 &&
                       memcmp(logits + vocab, alone[1] + (size_t)i * vocab, vocab * sizeof(float)) == 0,
                   "%s: pass %u differs", g->name, i);

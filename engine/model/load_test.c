@@ -383,15 +383,25 @@ static void every_failing_stage_of_a_forward_pass_is_reported(void) {
     if (testing_model_open(&t, testing_counting_backend(), KERNELS_F32, &config, test_fixture("model/qwen3-bias-f32"),
                            8, 8)) {
         static const uint32_t positions[3] = {0, 1, 2}, token_row[3] = {0}, rows[1] = {2};
-        const kernels_row row = {{.base = t.kv}, 0, 3, 0};
-        const kernels_batch batch = {3, 1, some_tokens, positions, token_row, &row};
+        const kernels_row row = {.kv = {.base = t.kv}, .n_tokens = 3};
+        const kernels_batch batch = {.n_tokens = 3,
+                                     .n_rows = 1,
+                                     .n_logits = 1,
+                                     .tokens = some_tokens,
+                                     .positions = positions,
+                                     .token_row = token_row,
+                                     .rows = &row,
+                                     .logit_tokens = rows};
         const float *logits;
         unsigned n;
         for (n = 1; n < 100; n++) {
             perch_error err = {0};
             testing_counted.n_calls = 0;
             testing_counted.fail_at = n;
-            perch_status status = model_forward(t.model, &batch, rows, 1, &logits, &err);
+            perch_status status = model_forward(t.model, 0, &batch, &err);
+            if (status == PERCH_OK) {
+                status = model_fetch_logits(t.model, 1, &logits, &err);
+            }
             if (status == PERCH_OK) {
                 break;
             }
@@ -495,7 +505,7 @@ static void random_weights_are_random(void) {
     enum { N = 4096 };
     static const int32_t tokens[4] = {0, 1, 2, 64};
     static float rows[2][4][N];
-    static double values[4][N]; /* the reference backend's activations */
+    const kernels_batch batch = {.n_tokens = 4, .tokens = tokens};
     model_config config = config_of("llama-bf16");
     testing_model t;
     config.hidden_size = N;
@@ -503,12 +513,7 @@ static void random_weights_are_random(void) {
     if (testing_model_open(&t, kernels_reference(), KERNELS_F32, &config, NULL, 1, 1)) {
         const kernels_weight *weights[2] = {t.model->embedding, t.model->head};
         for (int w = 0; w < 2; w++) {
-            CU_ASSERT_EQUAL(t.backend->embed(t.device, weights[w], tokens, 4, values, NULL), PERCH_OK);
-            for (int r = 0; r < 4; r++) {
-                for (int i = 0; i < N; i++) {
-                    rows[w][r][i] = (float)values[r][i];
-                }
-            }
+            CU_ASSERT_EQUAL(t.backend->embed(t.device, weights[w], &batch, 4, rows[w][0], NULL), PERCH_OK);
             CU_ASSERT_DOUBLE_EQUAL(spread(rows[w][0], N), w ? 1 / sqrt(N) : 1, w ? 0.001 : 0.05);
         }
         const double most = 5 / sqrt(N);

@@ -18,19 +18,31 @@ void model_kv_layout(const model_config *config, kernels_dtype dtype, kv_layout 
         (uint64_t)config->n_layers * config->n_kv_heads * 2 * KV_GROUP_TOKENS * config->head_dim * out->element_bytes;
 }
 
+void model_kernels_limits(const model_config *config, const model_limits *limits, uint32_t max_batch_size,
+                          kernels_limits *out) {
+    *out = (kernels_limits){.max_step_tokens = limits->max_step_tokens,
+                            .max_batch_size = max_batch_size,
+                            .max_logit_rows = limits->max_logit_rows,
+                            .vocab_size = config->vocab_size,
+                            .session_len = limits->session_len,
+                            .n_heads = config->n_heads};
+    model_kv_layout(config, limits->dtype, &out->layout);
+}
+
 /* When a part of the workspace is in use. Parts of different phases share the same bytes; ALWAYS shares with none. */
 typedef enum phase { ALWAYS, ATTENTION, MLP, LOGITS, N_PHASES } phase;
 
 static void plan_workspace(const model_config *c, const model_limits *limits, size_t act_bytes, model_workspace *out) {
     size_t q = (size_t)c->n_heads * c->head_dim, kv = (size_t)c->n_kv_heads * c->head_dim;
-    size_t n = limits->max_step_tokens;
+    size_t n = limits->max_step_tokens, n_picked = n < limits->max_logit_rows ? n : limits->max_logit_rows;
     const struct {
         size_t *place;
         size_t n_rows, width, element_bytes;
         phase phase;
     } parts[] = {
         {&out->rope, limits->session_len, c->head_dim, sizeof(float), ALWAYS},
-        {&out->x, n, c->hidden_size, act_bytes, ALWAYS},
+        {&out->x, n, c->hidden_size, sizeof(float), ALWAYS},
+        {&out->picked, n_picked, c->hidden_size, sizeof(float), ALWAYS},
         {&out->normed, n, c->hidden_size, act_bytes, ALWAYS},
         {&out->qkv, n, q + 2 * kv, act_bytes, ATTENTION},
         {&out->heads, n, q, act_bytes, ATTENTION},

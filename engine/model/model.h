@@ -23,6 +23,10 @@ typedef struct model_memory {
 
 void model_kv_layout(const model_config *config, kernels_dtype dtype, kv_layout *out);
 
+/* What passes within these limits, of at most max_batch_size rows, ask of an asynchronous backend. */
+void model_kernels_limits(const model_config *config, const model_limits *limits, uint32_t max_batch_size,
+                          kernels_limits *out);
+
 void model_memory_compute(const kernels_backend *backend, kernels_device *device, const model_config *config,
                           const model_limits *limits, model_memory *out);
 
@@ -38,11 +42,16 @@ perch_status model_load(const kernels_backend *backend, kernels_device *device, 
 void model_destroy(model *m);
 
 /*
- * One forward pass. logit_rows[n_logit_rows] (indices into the batch's tokens, ascending, n <= max_logit_rows) are the
- * tokens whose logits are wanted; *logits gets [n_logit_rows][vocab_size] floats in host memory, borrowed until the next call.
- * n_logit_rows may be 0. Allocates nothing. Failure: E_DEVICE, the device is done for.
+ * Queues one forward pass: at most max_step_tokens tokens, of which at most max_logit_rows want logits; none may. The lane is
+ * kernels_async's; without it the pass is over on return, and the lane does not count. Allocates nothing. Failure:
+ * E_DEVICE, the device is done for.
  */
-perch_status model_forward(model *m, const kernels_batch *batch, const uint32_t *logit_rows, uint32_t n_logit_rows,
-                           const float **logits, perch_error *err);
+perch_status model_forward(model *m, uint32_t lane, const kernels_batch *batch, perch_error *err);
+
+/* Device memory: the logits [n_logits][vocab_size] of the pass that was queued last, until the next one's. */
+const float *model_logits(const model *m);
+
+/* The first n_logits rows of them in host memory, borrowed until the next fetch. Waits for the pass. 0 rows are fine. */
+perch_status model_fetch_logits(model *m, uint32_t n_logits, const float **host, perch_error *err);
 
 #endif

@@ -25,7 +25,9 @@ typedef struct model_layer {
 
 /* Where everything that a forward pass writes lies, and the RoPE table; offsets into one device buffer. */
 typedef struct model_workspace {
-    size_t x;       /* act [max_step_tokens][hidden]: the residual stream */
+    size_t x; /* float [max_step_tokens][hidden]: the residual stream */
+    size_t
+        picked; /* float [min(max_step_tokens, max_logit_rows)][hidden]: those rows of it that logits are wanted of */
     size_t normed;  /* act [max_step_tokens][hidden] */
     size_t qkv;     /* act [max_step_tokens][Q + 2 KV] */
     size_t heads;   /* act [max_step_tokens][Q]: what attention gives */

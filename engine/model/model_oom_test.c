@@ -80,10 +80,18 @@ static perch_status load_and_run(const char *config_path, const char *dir, perch
         fail_at = 0;
         model_kv_layout(&config, KERNELS_F32, &layout);
         CU_ASSERT_EQUAL_FATAL(backend->alloc(device, layout.group_bytes, &kv, NULL), PERCH_OK);
-        const kernels_row row = {{.base = kv}, 0, 2, 0};
-        const kernels_batch batch = {2, 1, tokens, positions, token_row, &row};
+        const kernels_row row = {.kv = {.base = kv}, .n_tokens = 2};
+        const kernels_batch batch = {.n_tokens = 2,
+                                     .n_rows = 1,
+                                     .n_logits = 1,
+                                     .tokens = tokens,
+                                     .positions = positions,
+                                     .token_row = token_row,
+                                     .rows = &row,
+                                     .logit_tokens = rows};
         n_calls = 0;
-        CU_ASSERT_EQUAL(model_forward(m, &batch, rows, 1, &logits, err), PERCH_OK);
+        CU_ASSERT_EQUAL(model_forward(m, 0, &batch, err), PERCH_OK);
+        CU_ASSERT_EQUAL(model_fetch_logits(m, 1, &logits, err), PERCH_OK);
         CU_ASSERT_EQUAL(n_calls, 0);
         n_calls = n_loaded;
     }

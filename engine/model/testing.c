@@ -212,13 +212,13 @@ static perch_status counted_set_rows(kernels_device *d, kernels_weight *weight, 
     return status;
 }
 
-static perch_status counted_embed(kernels_device *d, const kernels_weight *weight, const int32_t *tokens, uint32_t n,
-                                  void *y, perch_error *err) {
-    WRAP(embed(d, weight, tokens, n, y, err));
+static perch_status counted_embed(kernels_device *d, const kernels_weight *weight, const kernels_batch *batch,
+                                  uint32_t n, float *y, perch_error *err) {
+    WRAP(embed(d, weight, batch, n, y, err));
     return status;
 }
 
-static perch_status counted_rmsnorm(kernels_device *d, const void *x, const float *gain, float eps, uint32_t n,
+static perch_status counted_rmsnorm(kernels_device *d, const float *x, const float *gain, float eps, uint32_t n,
                                     uint32_t width, void *y, perch_error *err) {
     WRAP(rmsnorm(d, x, gain, eps, n, width, y, err));
     return status;
@@ -261,9 +261,9 @@ static perch_status counted_silu_mul(kernels_device *d, const void *gate_up, uin
     return status;
 }
 
-static perch_status counted_gather(kernels_device *d, const void *x, const uint32_t *indices, uint32_t n,
-                                   uint32_t width, void *y, perch_error *err) {
-    WRAP(gather(d, x, indices, n, width, y, err));
+static perch_status counted_gather(kernels_device *d, const kernels_batch *batch, uint32_t n, const void *x,
+                                   size_t row_bytes, void *y, perch_error *err) {
+    WRAP(gather(d, batch, n, x, row_bytes, y, err));
     return status;
 }
 
@@ -325,14 +325,24 @@ const float *testing_model_step(testing_model *t, const int32_t *tokens, uint32_
                                 const uint32_t *rows, uint32_t n_rows) {
     uint32_t positions[512], token_row[512] = {0};
     kernels_row row = {.kv = {.base = t->kv}, .first_token = 0, .n_tokens = n, .first_position = first};
-    kernels_batch batch = {n, 1, tokens + first, positions, token_row, &row};
+    const kernels_batch batch = {.n_tokens = n,
+                                 .n_rows = 1,
+                                 .n_logits = n_rows,
+                                 .tokens = tokens + first,
+                                 .positions = positions,
+                                 .token_row = token_row,
+                                 .rows = &row,
+                                 .logit_tokens = rows};
     const float *logits = NULL;
     perch_error err = {0};
     CU_ASSERT_TRUE_FATAL(n <= 512);
     for (uint32_t i = 0; i < n; i++) {
         positions[i] = first + i;
     }
-    perch_status status = model_forward(t->model, &batch, rows, n_rows, &logits, &err);
+    perch_status status = model_forward(t->model, 0, &batch, &err);
+    if (status == PERCH_OK) {
+        status = model_fetch_logits(t->model, n_rows, &logits, &err);
+    }
     CHECK_MSG(status == PERCH_OK, "%s: %s", perch_status_name(status), err.message);
     return logits;
 }

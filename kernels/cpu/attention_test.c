@@ -39,7 +39,9 @@ static void cache_open_slots(cache *c, const shape *sh, test_rng *rng) {
     uint64_t slot_bytes = n_groups(MAX_LENGTH) * sh->attention.layout.group_bytes;
     uint32_t pages_per_slot = (uint32_t)((slot_bytes + page_bytes - 1) / page_bytes);
     uint32_t n_pages = pages_per_slot * sh->n_rows, n = 0;
-    CHECK_OK(c->s.b->kv_open(c->s.d, page_bytes, n_pages, sh->n_rows, pages_per_slot, ERR));
+    const kernels_kv kv = {
+        .page_bytes = page_bytes, .n_pages = n_pages, .n_slots = sh->n_rows, .pages_per_slot = pages_per_slot};
+    CHECK_OK(c->s.b->kv_open(c->s.d, &kv, ERR));
     uint32_t *order = test_alloc(n_pages * sizeof *order);
     for (uint32_t i = 0; i < n_pages; i++) {
         uint32_t at = (uint32_t)test_rng_below(rng, i + 1);
@@ -52,7 +54,7 @@ static void cache_open_slots(cache *c, const shape *sh, test_rng *rng) {
             kv_command map = {.op = KV_MAP, .slot = r, .index = i, .page = order[n++]};
             CHECK_OK(c->s.b->kv_execute(c->s.d, &map, 1, ERR));
         }
-        c->views[r].base = c->s.b->kv_slot_base(c->s.d, r);
+        c->views[r] = c->s.b->kv_slot(c->s.d, r);
         memset(c->views[r].base, 0xff, bytes); /* NaN: what a page that was used before may hold */
     }
     free(order);

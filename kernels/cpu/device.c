@@ -82,7 +82,9 @@ static perch_status cpu_free_bytes(kernels_device *device, uint64_t *out, perch_
 }
 
 static const kernels_backend backend = {
+    .abi = KERNELS_ABI,
     .name = "cpu",
+    .async = NULL,
     .open = cpu_open,
     .close = cpu_close,
     .describe = cpu_describe,
@@ -99,7 +101,7 @@ static const kernels_backend backend = {
     .kv_page_granularity = cpu_kv_page_granularity,
     .kv_open = cpu_kv_open,
     .kv_close = cpu_kv_close,
-    .kv_slot_base = cpu_kv_slot_base,
+    .kv_slot = cpu_kv_slot,
     .kv_execute = cpu_kv_execute,
     .embed = cpu_embed,
     .rmsnorm = cpu_rmsnorm,

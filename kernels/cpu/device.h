@@ -87,16 +87,15 @@ void cpu_weight_destroy_all(kernels_device *device);
 
 /* kv.c */
 uint64_t cpu_kv_page_granularity(const kernels_device *device);
-perch_status cpu_kv_open(kernels_device *device, uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots,
-                         uint32_t pages_per_slot, perch_error *err);
+perch_status cpu_kv_open(kernels_device *device, const kernels_kv *kv, perch_error *err);
 void cpu_kv_close(kernels_device *device);
-uint8_t *cpu_kv_slot_base(const kernels_device *device, uint32_t slot);
+kv_view cpu_kv_slot(const kernels_device *device, uint32_t slot);
 perch_status cpu_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
 
 /* ops.c, attention_ops.c: the math, as kernels.h has it */
-perch_status cpu_embed(kernels_device *device, const kernels_weight *weight, const int32_t *tokens, uint32_t n_tokens,
-                       void *y, perch_error *err);
-perch_status cpu_rmsnorm(kernels_device *device, const void *x, const float *gain, float eps, uint32_t n_tokens,
+perch_status cpu_embed(kernels_device *device, const kernels_weight *weight, const kernels_batch *batch,
+                       uint32_t n_tokens, float *y, perch_error *err);
+perch_status cpu_rmsnorm(kernels_device *device, const float *x, const float *gain, float eps, uint32_t n_tokens,
                          uint32_t width, void *y, perch_error *err);
 perch_status cpu_linear(kernels_device *device, const kernels_weight *weight, const float *bias, const void *x,
                         uint32_t n_tokens, void *y, bool accumulate, perch_error *err);
@@ -110,7 +109,7 @@ perch_status cpu_run_attention(kernels_device *device, const kernels_batch *batc
                                const void *qkv, void *out, perch_error *err);
 perch_status cpu_silu_mul(kernels_device *device, const void *gate_up, uint32_t n_tokens, uint32_t width, void *y,
                           perch_error *err);
-perch_status cpu_gather(kernels_device *device, const void *x, const uint32_t *indices, uint32_t n, uint32_t width,
-                        void *y, perch_error *err);
+perch_status cpu_gather(kernels_device *device, const kernels_batch *batch, uint32_t n_logits, const void *x,
+                        size_t row_bytes, void *y, perch_error *err);
 
 #endif

@@ -124,13 +124,14 @@ static perch_status life(perch_error *err) {
         return status;
     }
     uint64_t page_bytes = b->kv_page_granularity(device);
+    const kernels_kv kv = {.page_bytes = page_bytes, .n_pages = 40000, .n_slots = 2, .pages_per_slot = 2};
     const kv_command commands[] = {{.op = KV_MAP, .page = 1}, {.op = KV_UNMAP}};
     (void)((status = b->alloc(device, 1000, &buffer, err)) != PERCH_OK ||
            (status = b->alloc(device, (size_t)3 << 20, &large_buffer, err)) != PERCH_OK ||
            (status = b->weight_create(device, 10, 10, &small, err)) != PERCH_OK ||
            (status = b->weight_create(device, 2000, 2000, &large, err)) != PERCH_OK ||
            (status = b->free_bytes(device, &bytes, err)) != PERCH_OK ||
-           (status = b->kv_open(device, page_bytes, 40000, 2, 2, err)) != PERCH_OK || /* over two fallocates */
+           (status = b->kv_open(device, &kv, err)) != PERCH_OK || /* over two fallocates */
            (status = b->kv_execute(device, commands, 2, err)) != PERCH_OK);
     b->free(device, buffer);
     b->weight_destroy(device, small);

@@ -69,8 +69,8 @@ typedef struct layer {
     side s;
     const spec *sp;
     kernels_weight *embedding, *qkv, *out, *gate_up, *down;
-    float *bias, *gains, *table, *logits;
-    void *x, *normed, *wide, *heads, *picked;
+    float *bias, *gains, *table, *logits, *x;
+    void *normed, *wide, *heads, *picked;
     kernels_attention attention;
 } layer;
 
@@ -87,7 +87,7 @@ static void layer_open(layer *l, const spec *sp, const char *isa, bool bf16, uin
     l->gains = side_floats(s, sp->gains, sp->hidden > sp->head_dim ? sp->hidden : sp->head_dim);
     l->table = side_floats(s, sp->table, (size_t)MAX_LENGTH * sp->head_dim);
     l->logits = side_floats(s, NULL, (size_t)MAX_TOKENS * sp->vocab);
-    l->x = side_activations(s, NULL, (size_t)MAX_TOKENS * sp->hidden);
+    l->x = side_floats(s, NULL, (size_t)MAX_TOKENS * sp->hidden);
     l->normed = side_activations(s, NULL, (size_t)MAX_TOKENS * sp->hidden);
     l->picked = side_activations(s, NULL, (size_t)MAX_TOKENS * sp->hidden);
     l->wide = side_activations(s, NULL, (size_t)MAX_TOKENS * (qkv > 2 * sp->ffn ? qkv : 2 * sp->ffn));
@@ -101,12 +101,14 @@ static void layer_open(layer *l, const spec *sp, const char *isa, bool bf16, uin
     uint64_t page_bytes = s.b->kv_page_granularity(s.d);
     uint64_t slot_bytes = (MAX_LENGTH + KV_GROUP_TOKENS - 1) / KV_GROUP_TOKENS * layout->group_bytes;
     uint32_t pages = (uint32_t)((slot_bytes + page_bytes - 1) / page_bytes);
-    CHECK_OK(s.b->kv_open(s.d, page_bytes, N_SEQUENCES * pages, N_SEQUENCES, pages, ERR));
+    const kernels_kv kv = {
+        .page_bytes = page_bytes, .n_pages = N_SEQUENCES * pages, .n_slots = N_SEQUENCES, .pages_per_slot = pages};
+    CHECK_OK(s.b->kv_open(s.d, &kv, ERR));
     for (uint32_t i = 0; i < N_SEQUENCES * pages; i++) {
         kv_command map = {.op = KV_MAP, .slot = i / pages, .index = i % pages, .page = i};
         CHECK_OK(s.b->kv_execute(s.d, &map, 1, ERR));
         /* Odd runs begin on memory full of NaN, as a page that another sequence had may be. */
-        memset(s.b->kv_slot_base(s.d, 0) + i * page_bytes, n_threads % 2 ? 0 : 0xff, page_bytes);
+        memset(s.b->kv_slot(s.d, 0).base + i * page_bytes, n_threads % 2 ? 0 : 0xff, page_bytes);
     }
 }
 
@@ -119,23 +121,30 @@ static void layer_step(layer *l, const chunk *chunks, uint32_t n_chunks, float *
     const spec *sp = l->sp;
     side s = l->s;
     static int32_t tokens[MAX_TOKENS];
-    static uint32_t positions[MAX_TOKENS], token_row[MAX_TOKENS], indices[MAX_TOKENS];
+    static uint32_t positions[MAX_TOKENS], token_row[MAX_TOKENS], logit_tokens[MAX_TOKENS];
     kernels_row rows[N_SEQUENCES];
     uint32_t n = 0;
     for (uint32_t c = 0; c < n_chunks; c++) {
-        rows[c] = (kernels_row){{s.b->kv_slot_base(s.d, chunks[c].sequence), NULL}, n, chunks[c].n, chunks[c].first};
+        rows[c] = (kernels_row){.kv = s.b->kv_slot(s.d, chunks[c].sequence),
+                                .slot = chunks[c].sequence,
+                                .first_token = n,
+                                .n_tokens = chunks[c].n,
+                                .first_position = chunks[c].first};
         for (uint32_t i = 0; i < chunks[c].n; i++, n++) {
             tokens[n] = sp->tokens[chunks[c].sequence][chunks[c].first + i];
             positions[n] = chunks[c].first + i;
             token_row[n] = c;
         }
     }
-    for (uint32_t i = 0; i < n; i++) {
-        indices[i] = n - 1 - i;
-    }
-    kernels_batch batch = {n, n_chunks, tokens, positions, token_row, rows};
+    kernels_batch batch = {.n_tokens = n,
+                           .n_rows = n_chunks,
+                           .tokens = tokens,
+                           .positions = positions,
+                           .token_row = token_row,
+                           .rows = rows,
+                           .logit_tokens = logit_tokens};
     uint32_t width = qkv_width(sp);
-    CHECK_OK(s.b->embed(s.d, l->embedding, tokens, n, l->x, ERR));
+    CHECK_OK(s.b->embed(s.d, l->embedding, &batch, n, l->x, ERR));
     CHECK_OK(s.b->rmsnorm(s.d, l->x, l->gains, 1e-5f, n, sp->hidden, l->normed, ERR));
     CHECK_OK(s.b->linear(s.d, l->qkv, l->bias, l->normed, n, l->wide, false, ERR));
     CHECK_OK(s.b->head_norm(s.d, l->wide, n, width, 0, sp->n_heads, sp->head_dim, l->gains, 1e-6f, ERR));
@@ -146,11 +155,18 @@ static void layer_step(layer *l, const chunk *chunks, uint32_t n_chunks, float *
     CHECK_OK(s.b->linear(s.d, l->gate_up, NULL, l->normed, n, l->wide, false, ERR));
     CHECK_OK(s.b->silu_mul(s.d, l->wide, n, sp->ffn, l->heads, ERR));
     CHECK_OK(s.b->linear(s.d, l->down, NULL, l->heads, n, l->x, true, ERR));
-    CHECK_OK(s.b->gather(s.d, l->x, indices, n, sp->hidden, l->picked, ERR));
-    CHECK_OK(s.b->linear_f32(s.d, l->embedding, l->picked, n, l->logits, ERR));
-    for (uint32_t i = 0; i < n; i++) {
-        float *to = logits[chunks[token_row[i]].sequence] + (size_t)positions[i] * sp->vocab;
-        CHECK_OK(s.b->download(s.d, to, l->logits + (size_t)(n - 1 - i) * sp->vocab, sp->vocab * sizeof *to, ERR));
+    for (uint32_t odd = 0; odd < 2; odd++) { /* logits of every second token, then of the others */
+        batch.n_logits = 0;
+        for (uint32_t i = odd; i < n; i += 2) {
+            logit_tokens[batch.n_logits++] = i;
+        }
+        CHECK_OK(s.b->gather(s.d, &batch, batch.n_logits, l->x, sp->hidden * sizeof *l->x, l->picked, ERR));
+        CHECK_OK(s.b->linear_f32(s.d, l->embedding, l->picked, batch.n_logits, l->logits, ERR));
+        for (uint32_t j = 0; j < batch.n_logits; j++) {
+            uint32_t i = logit_tokens[j];
+            float *to = logits[chunks[token_row[i]].sequence] + (size_t)positions[i] * sp->vocab;
+            CHECK_OK(s.b->download(s.d, to, l->logits + (size_t)j * sp->vocab, sp->vocab * sizeof *to, ERR));
+        }
     }
 }
 

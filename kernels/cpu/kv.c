@@ -53,26 +53,25 @@ static uint64_t areas_left(uint64_t *allowed) {
     return *allowed > used ? *allowed - used : 0;
 }
 
-static perch_status check_shape(uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots, uint32_t pages_per_slot,
-                                perch_error *err) {
+static perch_status check_shape(const kernels_kv *config, perch_error *err) {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    if (page_bytes == 0 || page_bytes % page != 0) {
+    if (config->page_bytes == 0 || config->page_bytes % page != 0) {
         return err_set(err, PERCH_E_INVALID, "page_bytes = %" PRIu64 " is no multiple of the system's page, %" PRIu64,
-                       page_bytes, page);
+                       config->page_bytes, page);
     }
-    if (n_pages == 0 || n_slots == 0 || pages_per_slot == 0) {
-        return err_set(err, PERCH_E_INVALID, "KV memory of %u pages in %u slots of %u pages", n_pages, n_slots,
-                       pages_per_slot);
+    if (config->n_pages == 0 || config->n_slots == 0 || config->pages_per_slot == 0) {
+        return err_set(err, PERCH_E_INVALID, "KV memory of %u pages in %u slots of %u pages", config->n_pages,
+                       config->n_slots, config->pages_per_slot);
     }
     /* Each place may be an area, and what is free behind a slot's last one. */
-    uint64_t areas = (uint64_t)n_slots * ((uint64_t)pages_per_slot + 1);
+    uint64_t areas = (uint64_t)config->n_slots * ((uint64_t)config->pages_per_slot + 1);
     uint64_t allowed;
     uint64_t left = areas_left(&allowed);
     if (areas > left) {
         return err_set(err, PERCH_E_NO_ROOM,
                        "%u slots of %u pages could need %" PRIu64 " mappings; the system's vm.max_map_count of %" PRIu64
                        " leaves %" PRIu64 ": raise page_bytes (now %" PRIu64 ") or vm.max_map_count",
-                       n_slots, pages_per_slot, areas, allowed, left, page_bytes);
+                       config->n_slots, config->pages_per_slot, areas, allowed, left, config->page_bytes);
     }
     return PERCH_OK;
 }
@@ -131,23 +130,22 @@ static perch_status reserve_slots(cpu_kv *kv, perch_error *err) {
     return PERCH_OK;
 }
 
-perch_status cpu_kv_open(kernels_device *device, uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots,
-                         uint32_t pages_per_slot, perch_error *err) {
+perch_status cpu_kv_open(kernels_device *device, const kernels_kv *config, perch_error *err) {
     cpu_kv *kv = &device->kv;
     if (kv->fd >= 0) {
         return err_set(err, PERCH_E_INVALID, "the device's KV memory is open already");
     }
-    perch_status status = check_shape(page_bytes, n_pages, n_slots, pages_per_slot, err);
+    perch_status status = check_shape(config, err);
     if (status != PERCH_OK) {
         return status;
     }
-    kv->page_bytes = (size_t)page_bytes;
-    kv->n_pages = n_pages;
-    kv->n_slots = n_slots;
-    kv->pages_per_slot = pages_per_slot;
+    kv->page_bytes = (size_t)config->page_bytes;
+    kv->n_pages = config->n_pages;
+    kv->n_slots = config->n_slots;
+    kv->pages_per_slot = config->pages_per_slot;
     size_t bytes;
-    if (!mul_size(kv->page_bytes, n_pages, &bytes)) {
-        status = err_set(err, PERCH_E_NO_ROOM, "%u pages of %" PRIu64 " bytes", n_pages, page_bytes);
+    if (!mul_size(kv->page_bytes, kv->n_pages, &bytes)) {
+        status = err_set(err, PERCH_E_NO_ROOM, "%u pages of %zu bytes", kv->n_pages, kv->page_bytes);
         goto fail;
     }
     kv->copy_buffer = malloc(COPY_BYTES);
@@ -187,9 +185,9 @@ static uint8_t *place(const cpu_kv *kv, uint32_t slot, uint32_t index) {
     return kv->base + ((size_t)slot * kv->pages_per_slot + index) * kv->page_bytes;
 }
 
-uint8_t *cpu_kv_slot_base(const kernels_device *device, uint32_t slot) {
+kv_view cpu_kv_slot(const kernels_device *device, uint32_t slot) {
     assert(slot < device->kv.n_slots);
-    return place(&device->kv, slot, 0);
+    return (kv_view){.base = place(&device->kv, slot, 0)};
 }
 
 static perch_status map_run(const cpu_kv *kv, const kv_command *first, size_t n, perch_error *err) {

@@ -19,10 +19,17 @@
 #define N_SLOTS 3u
 #define PAGES_PER_SLOT 8u
 
+static perch_status kv_open(side s, uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots, uint32_t pages_per_slot,
+                            perch_error *err) {
+    const kernels_kv kv = {
+        .page_bytes = page_bytes, .n_pages = n_pages, .n_slots = n_slots, .pages_per_slot = pages_per_slot};
+    return s.b->kv_open(s.d, &kv, err);
+}
+
 static side open_kv(uint64_t *page_bytes) {
     side s = side_open_cpu(NULL, false, 1);
     *page_bytes = s.b->kv_page_granularity(s.d) * 2;
-    CHECK_OK(s.b->kv_open(s.d, *page_bytes, N_PAGES, N_SLOTS, PAGES_PER_SLOT, ERR));
+    CHECK_OK(kv_open(s, *page_bytes, N_PAGES, N_SLOTS, PAGES_PER_SLOT, ERR));
     return s;
 }
 
@@ -76,7 +83,7 @@ static bool is_mapped(const uint8_t *at) {
 static void a_page_shows_in_every_slot_that_has_it(void) {
     uint64_t page_bytes;
     side s = open_kv(&page_bytes);
-    uint8_t *a = s.b->kv_slot_base(s.d, 0), *b = s.b->kv_slot_base(s.d, 2);
+    uint8_t *a = s.b->kv_slot(s.d, 0).base, *b = s.b->kv_slot(s.d, 2).base;
     map(s, 0, 0, 5);
     map(s, 0, 1, 7);
     map(s, 2, 3, 5);
@@ -94,7 +101,7 @@ static void a_page_shows_in_every_slot_that_has_it(void) {
 static void pages_keep_their_bytes_while_unmapped(void) {
     uint64_t page_bytes;
     side s = open_kv(&page_bytes);
-    uint8_t *a = s.b->kv_slot_base(s.d, 1);
+    uint8_t *a = s.b->kv_slot(s.d, 1).base;
     for (uint32_t page = 0; page < N_PAGES; page++) {
         map(s, 1, page % PAGES_PER_SLOT, page);
         CU_ASSERT(a[page % PAGES_PER_SLOT * page_bytes] == 0);
@@ -130,7 +137,7 @@ static bool faults(const volatile uint8_t *at) {
 static void what_is_unmapped_cannot_be_reached(void) {
     uint64_t page_bytes;
     side s = open_kv(&page_bytes);
-    uint8_t *a = s.b->kv_slot_base(s.d, 1);
+    uint8_t *a = s.b->kv_slot(s.d, 1).base;
     CU_ASSERT(!is_mapped(a) && faults(a));
     for (uint32_t i = 0; i < 3; i++) {
         map(s, 1, i, i);
@@ -153,7 +160,7 @@ static void what_is_unmapped_cannot_be_reached(void) {
 static void runs_are_mapped_and_unmapped_at_once(void) {
     uint64_t page_bytes;
     side s = open_kv(&page_bytes);
-    uint8_t *a = s.b->kv_slot_base(s.d, 0);
+    uint8_t *a = s.b->kv_slot(s.d, 0).base;
     kv_command commands[PAGES_PER_SLOT];
     for (uint32_t i = 0; i < PAGES_PER_SLOT; i++) {
         commands[i] = (kv_command){.op = KV_MAP, .slot = 0, .index = i, .page = i + 2};
@@ -164,7 +171,7 @@ static void runs_are_mapped_and_unmapped_at_once(void) {
     for (uint32_t i = 0; i < PAGES_PER_SLOT; i++) {
         a[i * page_bytes] = (uint8_t)(100 + i);
         map(s, 2, 0, commands[i].page);
-        CHECK_MSG(s.b->kv_slot_base(s.d, 2)[0] == 100 + i, "place %u does not show page %u", i, commands[i].page);
+        CHECK_MSG(s.b->kv_slot(s.d, 2).base[0] == 100 + i, "place %u does not show page %u", i, commands[i].page);
         commands[i] = (kv_command){.op = KV_UNMAP, .slot = 0, .index = i};
     }
     execute(s, commands, PAGES_PER_SLOT);
@@ -190,13 +197,13 @@ static void runs_end_where_the_slot_the_place_or_the_operation_changes(void) {
     uint32_t wrong = 0;
     for (uint32_t slot = 0; slot < N_SLOTS; slot++) {
         for (uint32_t i = 0; i < PAGES_PER_SLOT; i++) {
-            wrong += is_mapped(s.b->kv_slot_base(s.d, slot) + i * page_bytes) != wanted[slot][i];
+            wrong += is_mapped(s.b->kv_slot(s.d, slot).base + i * page_bytes) != wanted[slot][i];
         }
     }
     CHECK_MSG(wrong == 0, "%u places", wrong);
-    s.b->kv_slot_base(s.d, 2)[4 * page_bytes] = 77;
+    s.b->kv_slot(s.d, 2).base[4 * page_bytes] = 77;
     map(s, 0, 0, 7);
-    CU_ASSERT(s.b->kv_slot_base(s.d, 0)[0] == 77);
+    CU_ASSERT(s.b->kv_slot(s.d, 0).base[0] == 77);
     s.b->close(s.d);
 }
 
@@ -213,8 +220,8 @@ static uint64_t resident_bytes(void) {
 static void copies_are_whole_and_leave_no_mapping(void) {
     side s = side_open_cpu(NULL, false, 1);
     const uint64_t page_bytes = 3 << 20; /* more than one piece, and not a multiple of it */
-    CHECK_OK(s.b->kv_open(s.d, page_bytes, 20, 1, 2, ERR));
-    uint8_t *a = s.b->kv_slot_base(s.d, 0);
+    CHECK_OK(kv_open(s, page_bytes, 20, 1, 2, ERR));
+    uint8_t *a = s.b->kv_slot(s.d, 0).base;
     test_rng rng = {1};
     map(s, 0, 0, 3);
     for (size_t i = 0; i < page_bytes; i += 8) {
@@ -238,7 +245,7 @@ static void copies_are_whole_and_leave_no_mapping(void) {
 static void commands_are_executed_in_order(void) {
     uint64_t page_bytes;
     side s = open_kv(&page_bytes);
-    uint8_t *a = s.b->kv_slot_base(s.d, 0);
+    uint8_t *a = s.b->kv_slot(s.d, 0).base;
     map(s, 0, 0, 0);
     map(s, 0, 1, 1);
     a[0] = 1;
@@ -281,10 +288,10 @@ static void check_refused(uint64_t page_bytes, uint32_t n_pages, uint32_t n_slot
                           perch_status wanted, const char *mention) {
     side s = side_open_cpu(NULL, false, 1);
     perch_error err = {0};
-    perch_status status = s.b->kv_open(s.d, page_bytes, n_pages, n_slots, pages_per_slot, &err);
+    perch_status status = kv_open(s, page_bytes, n_pages, n_slots, pages_per_slot, &err);
     CHECK_MSG(status == wanted && strstr(err.message, mention) != NULL, "%s: %s", perch_status_name(status),
               err.message);
-    CHECK_OK(s.b->kv_open(s.d, s.b->kv_page_granularity(s.d), 1, 1, 1, ERR)); /* nothing was left behind */
+    CHECK_OK(kv_open(s, s.b->kv_page_granularity(s.d), 1, 1, 1, ERR)); /* nothing was left behind */
     s.b->close(s.d);
 }
 
@@ -302,8 +309,8 @@ static void impossible_shapes_are_refused(void) {
     check_refused((uint64_t)1 << 56, 1, 1u << 5, 1u << 5, PERCH_E_NO_ROOM, "address space");
     side s = side_open_cpu(NULL, false, 1);
     perch_error err = {0};
-    CHECK_OK(s.b->kv_open(s.d, page, 1, 1, 1, ERR));
-    CU_ASSERT(s.b->kv_open(s.d, page, 1, 1, 1, &err) == PERCH_E_INVALID);
+    CHECK_OK(kv_open(s, page, 1, 1, 1, ERR));
+    CU_ASSERT(kv_open(s, page, 1, 1, 1, &err) == PERCH_E_INVALID);
     s.b->close(s.d);
 }
 
@@ -324,7 +331,7 @@ static void the_pool_is_allocated_at_once(void) {
     const uint64_t page_bytes = 1 << 20;
     const uint32_t n_pages = 70;
     struct stat file = {0};
-    CHECK_OK(s.b->kv_open(s.d, page_bytes, n_pages, 1, n_pages, ERR));
+    CHECK_OK(kv_open(s, page_bytes, n_pages, 1, n_pages, ERR));
     CU_ASSERT(fstat(s.d->kv.fd, &file) == 0);
     CHECK_MSG((uint64_t)file.st_blocks * 512 >= n_pages * page_bytes, "%lld blocks", (long long)file.st_blocks);
     s.b->close(s.d);

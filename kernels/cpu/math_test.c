@@ -71,10 +71,15 @@ static void linear_case_free(linear_case *c) {
 static void linear_run(side s, const linear_case *c, bool bias, bool accumulate, double *out) {
     kernels_weight *weight = side_weight(s, (uint32_t)c->n_out, (uint32_t)c->n_in, c->w);
     void *x = side_activations(s, c->x, c->n_tokens * c->n_in);
-    void *y = side_activations(s, c->y, c->n_tokens * c->n_out);
+    size_t n_y = c->n_tokens * c->n_out;
+    void *y = accumulate ? side_floats(s, c->y, n_y) : side_activations(s, c->y, n_y);
     float *b = side_floats(s, c->bias, c->n_out);
     CHECK_OK(s.b->linear(s.d, weight, bias ? b : NULL, x, (uint32_t)c->n_tokens, y, accumulate, ERR));
-    side_read(s, y, c->n_tokens * c->n_out, out);
+    if (accumulate) {
+        side_read_floats(s, y, n_y, out);
+    } else {
+        side_read(s, y, n_y, out);
+    }
     s.b->free(s.d, x);
     s.b->free(s.d, y);
     s.b->free(s.d, b);
@@ -209,9 +214,10 @@ static void weight_rows_on(const pair *p, test_rng *rng) {
             ids[v] = (v * 77 + 3) % N_OUT;
         }
         for (size_t k = 0; k < 2; k++) {
-            void *y = side_activations(sides[k], NULL, N_OUT * N_IN);
-            CHECK_OK(sides[k].b->embed(sides[k].d, weights[k], ids, N_OUT, y, ERR));
-            side_read(sides[k], y, N_OUT * N_IN, k == 0 ? got : want);
+            const kernels_batch batch = {.n_tokens = N_OUT, .tokens = ids};
+            float *y = side_floats(sides[k], NULL, N_OUT * N_IN);
+            CHECK_OK(sides[k].b->embed(sides[k].d, weights[k], &batch, N_OUT, y, ERR));
+            side_read_floats(sides[k], y, N_OUT * N_IN, k == 0 ? got : want);
         }
         CHECK_MSG(memcmp(got, want, N_OUT * N_IN * sizeof *got) == 0, "%s bf16=%d, rows of type %zu", p->isa, p->bf16,
                   i);
@@ -252,12 +258,10 @@ static void rmsnorm_on(const pair *p, test_rng *rng) {
         double *scale = test_alloc(total * sizeof *scale);
         random_spread(rng, x, total, 10);
         random_floats(rng, gain, width);
-        bool in_place = test_rng_below(rng, 2);
         const side sides[] = {p->cpu, p->reference};
         for (size_t k = 0; k < 2; k++) {
-            void *in = side_activations(sides[k], x, total);
-            void *out = in_place ? in : side_activations(sides[k], NULL, total);
-            float *g = side_floats(sides[k], gain, width);
+            float *in = side_floats(sides[k], x, total), *g = side_floats(sides[k], gain, width);
+            void *out = side_activations(sides[k], NULL, total);
             CHECK_OK(sides[k].b->rmsnorm(sides[k].d, in, g, 1e-5f, (uint32_t)n, (uint32_t)width, out, ERR));
             side_read(sides[k], out, total, k == 0 ? got : want);
         }
@@ -342,23 +346,36 @@ static void silu_on(const pair *p, test_rng *rng) {
 static void silu_mul_agrees_with_the_reference(void) { pair_each(2, silu_on); }
 
 static void gather_on(const pair *p, test_rng *rng) {
-    enum { N = 50, WIDTH = 77, PICKED = 90 };
-    float x[N * WIDTH];
-    uint32_t indices[PICKED];
-    double got[PICKED * WIDTH];
-    random_floats(rng, x, N * WIDTH);
-    for (size_t i = 0; i < PICKED; i++) {
-        indices[i] = (uint32_t)test_rng_below(rng, N);
+    enum { N = 400, ROW = 77 * 6 }; /* rows of any number of bytes, also of activations of two bytes */
+    uint8_t x[N * ROW], got[N * ROW];
+    uint32_t logit_tokens[N], n = 0;
+    for (size_t i = 0; i < sizeof x; i++) {
+        x[i] = (uint8_t)test_rng_next(rng);
     }
-    void *in = side_activations(p->cpu, x, N * WIDTH);
-    void *out = side_activations(p->cpu, NULL, PICKED * WIDTH);
-    CHECK_OK(p->cpu.b->gather(p->cpu.d, in, indices, PICKED, WIDTH, out, ERR));
-    side_read(p->cpu, out, PICKED * WIDTH, got);
-    size_t wrong = 0;
-    for (size_t i = 0; i < PICKED * WIDTH; i++) {
-        wrong += got[i] != (double)x[indices[i / WIDTH] * WIDTH + i % WIDTH];
+    for (uint32_t t = 0; t < N; t++) {
+        if (test_rng_below(rng, 3) > 0) {
+            logit_tokens[n++] = t;
+        }
     }
-    CHECK_MSG(wrong == 0, "%zu values", wrong);
+    const side sides[] = {p->cpu, p->reference};
+    for (size_t k = 0; k < 2; k++) {
+        side s = sides[k];
+        const kernels_batch batch = {.n_tokens = N, .n_logits = n, .logit_tokens = logit_tokens};
+        void *in = NULL, *out = NULL;
+        CHECK_OK(s.b->alloc(s.d, sizeof x, &in, ERR));
+        CHECK_OK(s.b->alloc(s.d, sizeof x, &out, ERR));
+        CHECK_OK(s.b->upload(s.d, in, x, sizeof x, ERR));
+        CHECK_OK(s.b->gather(s.d, &batch, n, in, ROW, out, ERR));
+        CHECK_OK(s.b->download(s.d, got, out, sizeof got, ERR));
+        size_t wrong = 0;
+        for (size_t j = 0; j < n; j++) {
+            wrong += memcmp(got + j * ROW, x + (size_t)logit_tokens[j] * ROW, ROW) != 0;
+        }
+        for (size_t i = (size_t)n * ROW; i < sizeof got; i++) {
+            wrong += got[i] != 0;
+        }
+        CHECK_MSG(wrong == 0, "%s: %zu rows, or bytes behind them", s.b->name, wrong);
+    }
 }
 
 static void gather_takes_the_rows_asked_for(void) { pair_each(2, gather_on); }

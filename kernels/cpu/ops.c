@@ -21,14 +21,13 @@ typedef struct rows_job {
     size_t tokens_per_task;
     const kernels_device *device;
     const kernels_weight *weight;
-    const int32_t *tokens;
-    const uint32_t *indices;
+    const kernels_batch *batch;
     const float *x;
     const float *gain;
     float *y;
     uint32_t *words;
     float eps;
-    size_t width;
+    size_t width; /* of a row, in elements; of gather's in bytes */
     size_t stride;
     size_t n_heads;
 } rows_job;
@@ -56,14 +55,16 @@ static void rows_run(kernels_device *device, rows_job *job, size_t work) {
 }
 
 static void embed_row(const rows_job *job, size_t t) {
-    assert(job->tokens[t] >= 0 && (uint32_t)job->tokens[t] < job->weight->n_out);
-    cpu_weight_row(job->device, job->weight, (uint32_t)job->tokens[t], job->y + t * job->weight->n_in);
+    int32_t token = job->batch->tokens[t];
+    assert(token >= 0 && (uint32_t)token < job->weight->n_out);
+    cpu_weight_row(job->device, job->weight, (uint32_t)token, job->y + t * job->weight->n_in);
 }
 
-perch_status cpu_embed(kernels_device *device, const kernels_weight *weight, const int32_t *tokens, uint32_t n_tokens,
-                       void *y, perch_error *err) {
+perch_status cpu_embed(kernels_device *device, const kernels_weight *weight, const kernels_batch *batch,
+                       uint32_t n_tokens, float *y, perch_error *err) {
     (void)err;
-    rows_job job = {.run = embed_row, .n_tokens = n_tokens, .weight = weight, .tokens = tokens, .y = y};
+    assert(n_tokens <= batch->n_tokens && batch->token_from == NULL);
+    rows_job job = {.run = embed_row, .n_tokens = n_tokens, .weight = weight, .batch = batch, .y = y};
     rows_run(device, &job, (size_t)weight->n_in * 8);
     return PERCH_OK;
 }
@@ -72,7 +73,7 @@ static void rmsnorm_row(const rows_job *job, size_t t) {
     job->device->isa->rmsnorm(job->x + t * job->width, job->gain, job->eps, job->width, job->y + t * job->width);
 }
 
-perch_status cpu_rmsnorm(kernels_device *device, const void *x, const float *gain, float eps, uint32_t n_tokens,
+perch_status cpu_rmsnorm(kernels_device *device, const float *x, const float *gain, float eps, uint32_t n_tokens,
                          uint32_t width, void *y, perch_error *err) {
     (void)err;
     rows_job job = {.run = rmsnorm_row, .n_tokens = n_tokens, .x = x, .gain = gain, .y = y, .eps = eps, .width = width};
@@ -116,14 +117,17 @@ perch_status cpu_silu_mul(kernels_device *device, const void *gate_up, uint32_t 
 }
 
 static void gather_row(const rows_job *job, size_t t) {
-    memcpy(job->y + t * job->width, job->x + job->indices[t] * job->width, job->width * sizeof(float));
+    const uint8_t *from = (const uint8_t *)(const void *)job->x;
+    uint8_t *to = (uint8_t *)(void *)job->y;
+    memcpy(to + t * job->width, from + job->batch->logit_tokens[t] * job->width, job->width);
 }
 
-perch_status cpu_gather(kernels_device *device, const void *x, const uint32_t *indices, uint32_t n, uint32_t width,
-                        void *y, perch_error *err) {
+perch_status cpu_gather(kernels_device *device, const kernels_batch *batch, uint32_t n_logits, const void *x,
+                        size_t row_bytes, void *y, perch_error *err) {
     (void)err;
-    rows_job job = {.run = gather_row, .n_tokens = n, .x = x, .indices = indices, .y = y, .width = width};
-    rows_run(device, &job, width / 4);
+    assert(n_logits <= batch->n_logits);
+    rows_job job = {.run = gather_row, .n_tokens = n_logits, .x = x, .batch = batch, .y = y, .width = row_bytes};
+    rows_run(device, &job, row_bytes / 16);
     return PERCH_OK;
 }
 

@@ -80,8 +80,12 @@ void side_read(side s, const void *activations, size_t n, double *out) {
         CHECK_OK(s.b->download(s.d, out, activations, n * sizeof(double), ERR));
         return;
     }
+    side_read_floats(s, activations, n, out);
+}
+
+void side_read_floats(side s, const float *buffer, size_t n, double *out) {
     float *values = test_alloc(n * sizeof *values);
-    CHECK_OK(s.b->download(s.d, values, activations, n * sizeof *values, ERR));
+    CHECK_OK(s.b->download(s.d, values, buffer, n * sizeof *values, ERR));
     for (size_t i = 0; i < n; i++) {
         out[i] = (double)values[i];
     }

@@ -31,8 +31,9 @@ side side_open_cpu(const char *isa, bool bf16, uint32_t n_threads);
 /* A buffer of activations with these values (NULL: zeros), and back. Freed with the device. */
 void *side_activations(side s, const float *values, size_t n);
 void side_read(side s, const void *activations, size_t n, double *out);
-/* A buffer of float. */
+/* The same for buffers of float. */
 float *side_floats(side s, const float *values, size_t n);
+void side_read_floats(side s, const float *buffer, size_t n, double *out);
 /* A weight of row-major f32 values. */
 kernels_weight *side_weight(side s, uint32_t n_out, uint32_t n_in, const float *values);
 

@@ -228,12 +228,11 @@ static uint64_t ref_kv_page_granularity(const kernels_device *device) {
     return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-static perch_status ref_kv_open(kernels_device *device, uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots,
-                                uint32_t pages_per_slot, perch_error *err) {
-    device->page_bytes = page_bytes;
-    device->n_pages = n_pages;
-    device->n_slots = n_slots;
-    device->pages_per_slot = pages_per_slot;
+static perch_status ref_kv_open(kernels_device *device, const kernels_kv *kv, perch_error *err) {
+    uint64_t page_bytes = device->page_bytes = kv->page_bytes;
+    uint32_t n_pages = device->n_pages = kv->n_pages;
+    uint32_t n_slots = device->n_slots = kv->n_slots;
+    uint32_t pages_per_slot = device->pages_per_slot = kv->pages_per_slot;
     device->kv_fd = memfd_create("reference-kv", MFD_CLOEXEC);
     if (device->kv_fd < 0 || ftruncate(device->kv_fd, (off_t)(page_bytes * n_pages)) != 0) {
         ref_kv_close(device);
@@ -251,8 +250,8 @@ static perch_status ref_kv_open(kernels_device *device, uint64_t page_bytes, uin
     return PERCH_OK;
 }
 
-static uint8_t *ref_kv_slot_base(const kernels_device *device, uint32_t slot) {
-    return device->slots + device->page_bytes * device->pages_per_slot * slot;
+static kv_view ref_kv_slot(const kernels_device *device, uint32_t slot) {
+    return (kv_view){.base = device->slots + device->page_bytes * device->pages_per_slot * slot};
 }
 
 static perch_status ref_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err) {
@@ -263,7 +262,7 @@ static perch_status ref_kv_execute(kernels_device *device, const kv_command *com
             memcpy(device->pool + c->page * bytes, device->pool + c->source * bytes, bytes);
             continue;
         }
-        uint8_t *place = ref_kv_slot_base(device, c->slot) + c->index * bytes;
+        uint8_t *place = ref_kv_slot(device, c->slot).base + c->index * bytes;
         void *mapped = c->op == KV_MAP ? mmap(place, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
                                               device->kv_fd, (off_t)(c->page * bytes))
                                        : mmap(place, bytes, PROT_NONE,
@@ -277,36 +276,38 @@ static perch_status ref_kv_execute(kernels_device *device, const kv_command *com
 
 /* ------------------------------------------------------------------ math -- */
 
-static perch_status ref_embed(kernels_device *device, const kernels_weight *weight, const int32_t *tokens,
-                              uint32_t n_tokens, void *y, perch_error *err) {
+static perch_status ref_embed(kernels_device *device, const kernels_weight *weight, const kernels_batch *batch,
+                              uint32_t n_tokens, float *y, perch_error *err) {
     (void)device;
     (void)err;
-    double *out = y;
     for (size_t t = 0; t < n_tokens; t++) {
-        for (size_t i = 0; i < weight->n_in; i++) {
-            out[t * weight->n_in + i] = (double)weight->values[(size_t)tokens[t] * weight->n_in + i];
-        }
+        const float *row = weight->values + (size_t)batch->tokens[t] * weight->n_in;
+        memcpy(y + t * weight->n_in, row, weight->n_in * sizeof *row);
     }
     return PERCH_OK;
 }
 
-static void norm_row(const double *x, const float *gain, float eps, uint32_t width, double *y) {
+static void norm_row(double *x, const float *gain, float eps, uint32_t width) {
     double sum = 0;
     for (uint32_t i = 0; i < width; i++) {
         sum += x[i] * x[i];
     }
     double scale = 1 / sqrt(sum / width + (double)eps);
     for (uint32_t i = 0; i < width; i++) {
-        y[i] = x[i] * scale * (double)gain[i];
+        x[i] *= scale * (double)gain[i];
     }
 }
 
-static perch_status ref_rmsnorm(kernels_device *device, const void *x, const float *gain, float eps, uint32_t n_tokens,
+static perch_status ref_rmsnorm(kernels_device *device, const float *x, const float *gain, float eps, uint32_t n_tokens,
                                 uint32_t width, void *y, perch_error *err) {
     (void)device;
     (void)err;
     for (size_t t = 0; t < n_tokens; t++) {
-        norm_row((const double *)x + t * width, gain, eps, width, (double *)y + t * width);
+        double *row = (double *)y + t * width;
+        for (uint32_t i = 0; i < width; i++) {
+            row[i] = (double)x[t * width + i];
+        }
+        norm_row(row, gain, eps, width);
     }
     return PERCH_OK;
 }
@@ -323,13 +324,18 @@ static double dot_row(const kernels_device *device, const kernels_weight *weight
 static perch_status ref_linear(kernels_device *device, const kernels_weight *weight, const float *bias, const void *x,
                                uint32_t n_tokens, void *y, bool accumulate, perch_error *err) {
     (void)err;
+    float *residual = y;
     double *out = y;
     for (size_t t = 0; t < n_tokens; t++) {
         for (uint32_t o = 0; o < weight->n_out; o++) {
+            size_t at = t * weight->n_out + o;
             double sum =
                 dot_row(device, weight, o, (const double *)x + t * weight->n_in) + (bias ? (double)bias[o] : 0);
-            double *to = &out[t * weight->n_out + o];
-            *to = accumulate ? *to + sum : sum;
+            if (accumulate) {
+                residual[at] = (float)((double)residual[at] + sum);
+            } else {
+                out[at] = sum;
+            }
         }
     }
     return PERCH_OK;
@@ -353,7 +359,7 @@ static perch_status ref_head_norm(kernels_device *device, void *x, uint32_t n_to
     for (size_t t = 0; t < n_tokens; t++) {
         for (size_t h = 0; h < n_heads; h++) {
             double *head = (double *)x + t * stride + offset + h * head_dim;
-            norm_row(head, gain, eps, head_dim, head);
+            norm_row(head, gain, eps, head_dim);
         }
     }
     return PERCH_OK;
@@ -468,19 +474,21 @@ static perch_status ref_silu_mul(kernels_device *device, const void *gate_up, ui
     return PERCH_OK;
 }
 
-static perch_status ref_gather(kernels_device *device, const void *x, const uint32_t *indices, uint32_t n,
-                               uint32_t width, void *y, perch_error *err) {
+static perch_status ref_gather(kernels_device *device, const kernels_batch *batch, uint32_t n_logits, const void *x,
+                               size_t row_bytes, void *y, perch_error *err) {
     (void)device;
     (void)err;
-    for (size_t j = 0; j < n; j++) {
-        memcpy((double *)y + j * width, (const double *)x + (size_t)indices[j] * width, width * sizeof(double));
+    for (size_t j = 0; j < n_logits; j++) {
+        memcpy((uint8_t *)y + j * row_bytes, (const uint8_t *)x + batch->logit_tokens[j] * row_bytes, row_bytes);
     }
     return PERCH_OK;
 }
 
 const kernels_backend *kernels_reference(void) {
     static const kernels_backend backend = {
+        .abi = KERNELS_ABI,
         .name = "reference",
+        .async = NULL,
         .open = ref_open,
         .close = ref_close,
         .describe = ref_describe,
@@ -497,7 +505,7 @@ const kernels_backend *kernels_reference(void) {
         .kv_page_granularity = ref_kv_page_granularity,
         .kv_open = ref_kv_open,
         .kv_close = ref_kv_close,
-        .kv_slot_base = ref_kv_slot_base,
+        .kv_slot = ref_kv_slot,
         .kv_execute = ref_kv_execute,
         .embed = ref_embed,
         .rmsnorm = ref_rmsnorm,
