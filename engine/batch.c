@@ -1,4 +1,8 @@
-/* batch: a step's plan as a packed batch for the model, sampling of its rows, and commit of what came out. */
+/*
+ * batch: a step's plan as a packed batch and a flight, its launch and landing, and commit of what came out. On a device that
+ * chooses tokens itself (kernels_async) a row's token may still be *pending* when the row after it is built: it is taken from
+ * the flight before then, by the number of its choice.
+ */
 #include "engine/impl.h"
 
 #include <assert.h>
@@ -8,43 +12,98 @@
 
 /* -------------------------------------------------------------------- build -- */
 
-void batch_build(perch_engine *e, const sched_plan *plan, kernels_batch *batch) {
-    uint32_t at = 0, n_logits = 0;
+/* Ids of the row's tokens: those that the sequence has, then the pending one, if the row reaches that far. */
+static void build_tokens(perch_engine *e, const sched_row *row, uint32_t at) {
+    const completion *c = (const completion *)row->item;
+    uint32_t end = row->first_position + row->n_tokens;
+    uint32_t n_known = c->seq->n_tokens < end ? c->seq->n_tokens : end;
+    assert(row->first_position <= n_known && end <= n_known + (c->n_pending > 0));
+    for (uint32_t position = row->first_position; position < end; position++, at++) {
+        bool known = position < n_known;
+        e->batch_tokens[at] = known ? c->seq->tokens[position] : 0;
+        e->batch_token_from[at] = known ? KERNELS_GIVEN : c->last_choice;
+    }
+}
+
+static kernels_choice choice_of(const completion *c, const sched_row *row, uint32_t logit_row) {
+    const request *r = c->req;
+    bool suppress = c->n_generated + c->n_pending < r->min_tokens;
+    return (kernels_choice){.logit_row = logit_row,
+                            .slot = cache_entry_slot(row->item->entry),
+                            .completion = c->index,
+                            .n_prompt = c->n_prompt,
+                            .n_tokens = row->first_position + row->n_tokens,
+                            .sampling = r->sampling,
+                            .suppressed = r->stop_ids,
+                            .n_suppressed = suppress ? (uint32_t)r->n_stop_ids : 0,
+                            .want_logprob = c->logprobs != NULL};
+}
+
+/* The planned row as one of the flight; n_logits: logits rows of those before it. */
+static void build_row(perch_engine *e, const sched_row *row, flight *f, flight_row *out) {
+    const kernels_async *async = e->backend->async;
+    completion *c = (completion *)row->item;
+    out->c = c;
+    out->first_position = row->first_position;
+    out->n_tokens = row->n_tokens;
+    out->n_logits = row->n_logits;
+    out->recomputed_from = c->recomputed_from;
+    out->is_last = row->first_position + row->n_tokens == row->item->n_tokens;
+    out->is_sampled = out->is_last && c->req->max_tokens > 0;
+    out->on_device = false;
+    out->status = PERCH_OK;
+    f->n_logits += row->n_logits;
+    if (out->is_sampled && async) {
+        kernels_choice choice = choice_of(c, row, f->n_logits - 1);
+        out->on_device = async->can_choose(e->device, &choice);
+        out->choice = f->n_choices;
+        f->choices[f->n_choices] = choice;
+        f->n_choices += out->on_device;
+    }
+    bool reads_prompt = c->prompt_logprobs && row->first_position + row->n_tokens - row->n_logits + 1 < c->n_prompt;
+    bool host_reads = (out->is_sampled && !out->on_device) || (reads_prompt && row->n_logits);
+    f->host_chose |= host_reads;
+    f->needs_logits |= host_reads || (e->tap && row->n_logits);
+}
+
+void batch_build(perch_engine *e, const sched_plan *plan, flight *f, kernels_batch *batch) {
+    uint32_t at = 0;
+    f->host_chose = f->needs_logits = false;
+    f->n_rows = plan->n_rows;
+    f->n_logits = f->n_choices = 0;
     for (uint32_t r = 0; r < plan->n_rows; r++) {
         const sched_row *row = &plan->rows[r];
-        const completion *c = (const completion *)row->item;
-        memcpy(e->batch_tokens + at, c->seq->tokens + row->first_position, row->n_tokens * sizeof *e->batch_tokens);
+        uint32_t slot = cache_entry_slot(row->item->entry), n_logits = f->n_logits;
+        build_tokens(e, row, at);
         for (uint32_t i = 0; i < row->n_tokens; i++) {
             e->batch_positions[at + i] = row->first_position + i;
             e->batch_token_row[at + i] = r;
         }
         for (uint32_t i = row->n_tokens - row->n_logits; i < row->n_tokens; i++) {
-            e->logit_rows[n_logits++] = at + i;
+            e->logit_tokens[n_logits++] = at + i;
         }
-        e->batch_rows[r] = (kernels_row){
-            .kv = {.base = e->backend->kv_slot_base(e->device, cache_entry_slot(row->item->entry)), .blocks = NULL},
-            .first_token = at,
-            .n_tokens = row->n_tokens,
-            .first_position = row->first_position};
+        e->batch_rows[r] = (kernels_row){.kv = e->backend->kv_slot(e->device, slot),
+                                         .first_token = at,
+                                         .n_tokens = row->n_tokens,
+                                         .first_position = row->first_position,
+                                         .slot = slot};
+        build_row(e, row, f, &f->rows[r]);
         at += row->n_tokens;
     }
     *batch = (kernels_batch){.n_tokens = at,
                              .n_rows = plan->n_rows,
+                             .n_logits = f->n_logits,
                              .tokens = e->batch_tokens,
                              .positions = e->batch_positions,
                              .token_row = e->batch_token_row,
-                             .rows = e->batch_rows};
+                             .rows = e->batch_rows,
+                             .logit_tokens = e->logit_tokens,
+                             .token_from = e->backend->async ? e->batch_token_from : NULL};
 }
 
-/* ------------------------------------------------------------------- sample -- */
+/* ------------------------------------------------------------------- launch -- */
 
-/* Whether the row's last token is the sequence's last, behind which a token is to be chosen. */
-static bool wants_sample(const sched_row *row) {
-    const completion *c = (const completion *)row->item;
-    return c->req->max_tokens > 0 && row->first_position + row->n_tokens == row->item->n_tokens;
-}
-
-static void prompt_logprobs(const perch_engine *e, completion *c, const sched_row *row, const float *logits) {
+static void prompt_logprobs(const perch_engine *e, completion *c, const flight_row *row, const float *logits) {
     uint32_t first = row->first_position + row->n_tokens - row->n_logits;
     for (uint32_t i = 0; i < row->n_logits; i++) {
         uint32_t next = first + i + 1; /* the token that these logits predict */
@@ -53,6 +112,10 @@ static void prompt_logprobs(const perch_engine *e, completion *c, const sched_ro
                 sampler_logprob(logits + (size_t)i * e->config.vocab_size, e->config.vocab_size, c->seq->tokens[next]);
         }
     }
+}
+
+static void keep_message(completion *c, const perch_error *err) {
+    snprintf(c->message, sizeof c->message, "%.*s", (int)sizeof c->message - 1, err->message);
 }
 
 static perch_status sample_row(perch_engine *e, completion *c, const float *logits, sampler_output *out) {
@@ -69,29 +132,113 @@ static perch_status sample_row(perch_engine *e, completion *c, const float *logi
                         .want_logprob = c->logprobs != NULL};
     perch_status status = sampler_sample(e->sampler, &in, out, &err);
     if (status) {
-        snprintf(c->message, sizeof c->message, "%.*s", (int)sizeof c->message - 1, err.message);
+        keep_message(c, &err);
     }
     return status;
 }
 
-void batch_sample(perch_engine *e, const sched_plan *plan) {
-    const float *logits = e->logits;
+/* What the host does with logits: tests look at them, prompts get their log-probabilities, and tokens are chosen. */
+static void read_logits(perch_engine *e, flight *f, const float *logits) {
     size_t vocab = e->config.vocab_size;
-    for (uint32_t r = 0; r < plan->n_rows; r++) {
-        const sched_row *row = &plan->rows[r];
-        completion *c = (completion *)row->item;
+    for (uint32_t r = 0; r < f->n_rows; r++) {
+        flight_row *row = &f->rows[r];
         if (e->tap && row->n_logits) {
-            e->tap(e->tap_user, c->seq->tokens, row->first_position + row->n_tokens - row->n_logits, row->n_logits,
+            e->tap(e->tap_user, row->c->seq->tokens, row->first_position + row->n_tokens - row->n_logits, row->n_logits,
                    logits);
         }
-        if (c->prompt_logprobs) {
-            prompt_logprobs(e, c, row, logits);
+        if (row->c->prompt_logprobs) {
+            prompt_logprobs(e, row->c, row, logits);
         }
-        if (wants_sample(row)) {
-            e->sample_status[r] = sample_row(e, c, logits + (row->n_logits - 1) * vocab, &e->samples[r]);
+        if (row->is_sampled && !row->on_device) {
+            row->status = sample_row(e, row->c, logits + (row->n_logits - 1) * vocab, &row->sample);
         }
         logits += row->n_logits * vocab;
     }
+}
+
+static bool reads_history(const perch_sampling *s) {
+    return s->repetition_penalty != 1 || s->frequency_penalty != 0 || s->presence_penalty != 0;
+}
+
+/* Tokens that the cache had when a row was admitted went through no batch since: its choice may want to know them. */
+static perch_status send_histories(perch_engine *e, const flight *f, perch_error *err) {
+    perch_status status = PERCH_OK;
+    for (uint32_t r = 0; r < f->n_rows && !status; r++) {
+        const flight_row *row = &f->rows[r];
+        completion *c = row->c;
+        if (c->history_due && row->first_position && reads_history(c->req->sampling)) {
+            status = e->backend->async->history(e->device, e->batch_rows[r].slot, 0, row->first_position,
+                                                c->seq->tokens, err);
+        }
+        c->history_due = false;
+    }
+    return status;
+}
+
+perch_status batch_launch(perch_engine *e, flight *f, const kernels_batch *batch, perch_error *err) {
+    const kernels_async *async = e->backend->async;
+    const float *logits;
+    uint64_t begin_us = time_us();
+    perch_status status = model_forward(e->model, e->lane, batch, err);
+    if (!status && async) {
+        status = send_histories(e, f, err);
+    }
+    if (!status && async) {
+        status = async->choose(e->device, e->lane, model_logits(e->model), f->choices, f->n_choices, err);
+    }
+    uint64_t queued_us = time_us();
+    f->host_us += async ? queued_us - begin_us : 0;
+    if (!status && f->needs_logits) {
+        status = model_fetch_logits(e->model, f->n_logits, &logits, err);
+        uint64_t fetched_us = time_us();
+        if (!status) {
+            read_logits(e, f, logits);
+        }
+        f->host_us += time_us() - fetched_us;
+    }
+    return status;
+}
+
+void batch_departed(perch_engine *e, flight *f) {
+    sched_commit(&e->sched);
+    f->busy = true;
+    for (uint32_t r = 0; r < f->n_rows; r++) {
+        flight_row *row = &f->rows[r];
+        completion *c = row->c;
+        c->rows[e->lane] = row;
+        if (row->on_device) {
+            c->n_pending++;
+            c->last_choice = row->choice;
+            if (c->n_generated + c->n_pending < c->req->max_tokens) { /* else nothing comes behind it */
+                c->item.n_tokens++;
+                c->item.logits_from = c->item.n_tokens - 1;
+            }
+        }
+    }
+}
+
+/* --------------------------------------------------------------------- land -- */
+
+perch_status batch_land(perch_engine *e, flight *f, perch_error *err) {
+    const kernels_async *async = e->backend->async;
+    const kernels_chosen *chosen = NULL;
+    if (!async) {
+        return PERCH_OK;
+    }
+    perch_status status = async->wait(e->device, (uint32_t)(f - e->flights), &chosen, err);
+    uint64_t begin_us = time_us();
+    for (uint32_t r = 0; r < f->n_rows && !status; r++) {
+        flight_row *row = &f->rows[r];
+        if (row->c && row->on_device) {
+            perch_error why;
+            row->status = sampler_report(&chosen[row->choice], row->first_position + row->n_tokens, &row->sample, &why);
+            if (row->status) {
+                keep_message(row->c, &why);
+            }
+        }
+    }
+    f->host_us += time_us() - begin_us;
+    return status;
 }
 
 /* ------------------------------------------------------------------- commit -- */
@@ -111,8 +258,10 @@ static void append_token(completion *c, const sampler_output *sample) {
             i < sample->n_top ? sample->top[i] : (perch_logprob){.token = -1, .logprob = -INFINITY};
     }
     c->n_generated++;
-    c->item.n_tokens = s->n_tokens;
-    c->item.logits_from = s->n_tokens - 1;
+    if (c->item.n_tokens < s->n_tokens) { /* it wasn't counted when it was pending */
+        c->item.n_tokens = s->n_tokens;
+        c->item.logits_from = s->n_tokens - 1;
+    }
 }
 
 /* The text that the token adds goes past the stop strings. True: one is complete. */
@@ -170,10 +319,10 @@ static void commit_sample(perch_engine *e, completion *c, const sampler_output *
     }
 }
 
-static void count_row(perch_engine *e, const completion *c, const sched_row *row) {
+static void count_row(perch_engine *e, const completion *c, const flight_row *row) {
     uint32_t end = row->first_position + row->n_tokens;
     uint32_t before = c->seq->n_computed < end ? c->seq->n_computed : end;
-    before = before < c->recomputed_from ? before : c->recomputed_from;
+    before = before < row->recomputed_from ? before : row->recomputed_from;
     if (before > row->first_position) {
         e->stats.reprefill_tokens += before - row->first_position;
     }
@@ -181,31 +330,38 @@ static void count_row(perch_engine *e, const completion *c, const sched_row *row
     e->stats.prefill_tokens += decode ? 0 : row->n_tokens;
 }
 
-void batch_commit(perch_engine *e, const sched_plan *plan) {
-    sched_commit(&e->sched);
-    for (uint32_t r = 0; r < plan->n_rows; r++) {
-        const sched_row *row = &plan->rows[r];
-        completion *c = (completion *)row->item;
-        uint32_t end = row->first_position + row->n_tokens;
-        bool sampled = wants_sample(row);
-        count_row(e, c, row);
-        if (end > c->seq->n_computed) {
-            c->seq->n_computed = end;
+static void commit_row(perch_engine *e, completion *c, const flight_row *row) {
+    uint32_t end = row->first_position + row->n_tokens;
+    count_row(e, c, row);
+    c->n_pending -= row->on_device;
+    if (end > c->seq->n_computed) {
+        c->seq->n_computed = end;
+    }
+    if (c->item.logits_from < end && end < c->n_prompt) {
+        c->item.logits_from = end; /* these prompt log-probabilities are done, also if it is preempted */
+    }
+    if (end == c->n_prompt && c->req->n_completions > 1 && c->index == 0 && !c->forks_started) {
+        completion_start_forks(e, c->req);
+    }
+    if (row->is_sampled) {
+        if (row->status) {
+            completion_fail(e, c, row->status, c->message);
+        } else {
+            commit_sample(e, c, &row->sample);
         }
-        if (c->item.logits_from < end && end < c->n_prompt) {
-            c->item.logits_from = end; /* these prompt log-probabilities are done, also if it is preempted */
-        }
-        if (end == c->n_prompt && c->req->n_completions > 1 && c->index == 0 && !c->forks_started) {
-            completion_start_forks(e, c->req);
-        }
-        if (sampled) {
-            if (e->sample_status[r]) {
-                completion_fail(e, c, e->sample_status[r], c->message);
-            } else {
-                commit_sample(e, c, &e->samples[r]);
-            }
-        } else if (c->req->max_tokens == 0 && end == c->item.n_tokens) {
-            completion_finish(e, c, PERCH_FINISH_LENGTH);
+    } else if (row->is_last && c->req->max_tokens == 0) {
+        completion_finish(e, c, PERCH_FINISH_LENGTH);
+    }
+}
+
+void batch_commit(perch_engine *e, flight *f) {
+    uint32_t lane = (uint32_t)(f - e->flights);
+    f->busy = false;
+    for (uint32_t r = 0; r < f->n_rows; r++) {
+        completion *c = f->rows[r].c;
+        if (c) {
+            c->rows[lane] = NULL;
+            commit_row(e, c, &f->rows[r]);
         }
     }
 }

@@ -39,6 +39,7 @@ void completion_admitted(void *engine, sched_item *item, uint32_t n_valid) {
     perch_engine *e = engine;
     completion *c = (completion *)item;
     c->recomputed_from = min_u32(item->logits_from, item->n_tokens - 1);
+    c->history_due = true;
     if (item->was_admitted) {
         return;
     }
@@ -104,6 +105,19 @@ static void finish_unstarted(perch_engine *e, const completion *first) {
     }
 }
 
+/* Rows that are in flight go on without it. No KV is left of tokens that the sequence never got. */
+static void leave_flights(perch_engine *e, completion *c) {
+    for (uint32_t lane = 0; lane < KERNELS_LANES; lane++) {
+        if (c->rows[lane]) {
+            c->rows[lane]->c = NULL;
+            c->rows[lane] = NULL;
+        }
+    }
+    if (cache_entry_n_valid(c->seq->entry) > c->seq->n_tokens) {
+        cache_truncate(e->kv, c->seq->entry, c->seq->n_tokens);
+    }
+}
+
 void completion_finish(perch_engine *e, completion *c, perch_finish finish) {
     request *r = c->req;
     assert(!c->finished);
@@ -111,6 +125,7 @@ void completion_finish(perch_engine *e, completion *c, perch_finish finish) {
     c->finish = finish;
     c->finished_us = time_us();
     sched_remove(&e->sched, &c->item);
+    leave_flights(e, c);
     if (r->deadline_us) {
         deadlines_remove(&e->deadlines, &c->due);
     }
@@ -187,6 +202,7 @@ void completions_end_due(perch_engine *e) {
 void engine_poison(perch_engine *e, const perch_error *why) {
     e->dead = why->status;
     e->dead_reason = *why;
+    e->flights[0].busy = e->flights[1].busy = false;
     for (size_t i = 0; i < e->requests.n_places; i++) {
         request *r = e->requests.places[i].object;
         for (uint32_t k = 0; r && k < r->n_completions; k++) {

@@ -1,2 +1,2 @@
-perch_sources(engine.c plan.c sequence.c request.c completion.c deadlines.c batch.c step.c events.c sched.c idtable.c)
+perch_sources(engine.c plan.c sequence.c request.c completion.c deadlines.c device.c batch.c step.c events.c sched.c idtable.c)
 perch_unit_test(sched_test sched_test.c)

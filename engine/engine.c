@@ -30,8 +30,10 @@ static void set_default_sampling(perch_engine *e) {
 /* The options as they took effect. */
 static void set_effective_options(perch_engine *e) {
     perch_options *o = &e->options;
-    o->device = PERCH_DEVICE_CPU;
-    o->dtype = plan_dtype(o, &e->config) == KERNELS_F32 ? PERCH_DTYPE_F32 : PERCH_DTYPE_BF16;
+    kernels_dtype dtype = device_dtype(o, &e->config, e->backend);
+    o->device = e->backend == kernels_cpu() ? PERCH_DEVICE_CPU : PERCH_DEVICE_CUDA;
+    o->dtype = dtype == KERNELS_F32 ? PERCH_DTYPE_F32 : dtype == KERNELS_F16 ? PERCH_DTYPE_F16 : PERCH_DTYPE_BF16;
+    o->mapping = e->plan.mapping;
     o->session_len = e->session_len;
     o->page_bytes = e->plan.page_bytes;
     o->cache_bytes = e->plan.pool_bytes;
@@ -74,14 +76,20 @@ static perch_status make_sync(perch_engine *e, perch_error *err) {
 static perch_status make_step_arrays(perch_engine *e, const plan_parts *parts, perch_error *err) {
     uint32_t n_tokens = parts->limits.max_step_tokens, n_rows = parts->sched.max_batch_size;
     e->batch_tokens = calloc(n_tokens, sizeof *e->batch_tokens);
+    e->batch_token_from = calloc(n_tokens, sizeof *e->batch_token_from);
     e->batch_positions = calloc(n_tokens, sizeof *e->batch_positions);
     e->batch_token_row = calloc(n_tokens, sizeof *e->batch_token_row);
     e->batch_rows = calloc(n_rows, sizeof *e->batch_rows);
-    e->logit_rows = calloc(parts->limits.max_logit_rows, sizeof *e->logit_rows);
-    e->samples = calloc(n_rows, sizeof *e->samples);
-    e->sample_status = calloc(n_rows, sizeof *e->sample_status);
-    if (!e->batch_tokens || !e->batch_positions || !e->batch_token_row || !e->batch_rows || !e->logit_rows ||
-        !e->samples || !e->sample_status) {
+    e->logit_tokens = calloc(parts->limits.max_logit_rows, sizeof *e->logit_tokens);
+    bool made = e->batch_tokens && e->batch_token_from && e->batch_positions && e->batch_token_row && e->batch_rows &&
+                e->logit_tokens;
+    for (uint32_t lane = 0; lane < KERNELS_LANES; lane++) {
+        flight *f = &e->flights[lane];
+        f->rows = calloc(n_rows, sizeof *f->rows);
+        f->choices = calloc(n_rows, sizeof *f->choices);
+        made = made && f->rows && f->choices;
+    }
+    if (!made) {
         return err_nomem(err, "the step's arrays");
     }
     return sampler_create(e->config.vocab_size, &e->sampler, err);
@@ -103,12 +111,7 @@ static perch_status load(perch_engine *e, perch_error *err) {
     if (status || (status = plan_load_tokenizer(o, &e->tokenizer, err)) || (status = check_tokenizer(e, err))) {
         return status;
     }
-    kernels_config kernels = {.dtype = plan_dtype(o, &e->config), .n_threads = o->threads, .isa = NULL};
-    status = e->backend->open(&kernels, &e->device, err);
-    if (status) {
-        return status;
-    }
-    status = plan_make(o, e->backend, e->device, &e->config, e->tokenizer ? tokenizer_bytes(e->tokenizer) : 0, &parts,
+    status = plan_open(o, &e->config, e->tokenizer ? tokenizer_bytes(e->tokenizer) : 0, &e->backend, &e->device, &parts,
                        &e->plan, err);
     if (status) {
         return status;
@@ -120,8 +123,20 @@ static perch_status load(perch_engine *e, perch_error *err) {
     if (status) {
         return status;
     }
-    status = e->backend->kv_open(e->device, parts.cache.page_bytes, parts.cache.n_pages, parts.cache.n_slots,
-                                 cache_pages_per_slot(&parts.cache), err);
+    if (e->backend->async) {
+        status = e->backend->async->reserve(e->device, &parts.step, err);
+    }
+    if (!status) {
+        const kernels_kv kv = {
+            .mapping = e->plan.mapping == PERCH_MAPPING_TABLE ? KERNELS_TABLE : KERNELS_VMM,
+            .page_bytes = parts.cache.page_bytes,
+            .group_bytes = parts.cache.group_bytes,
+            .n_pages = parts.cache.n_pages,
+            .n_slots = parts.cache.n_slots,
+            .pages_per_slot = cache_pages_per_slot(&parts.cache),
+        };
+        status = e->backend->kv_open(e->device, &kv, err);
+    }
     if (status) {
         return status;
     }
@@ -240,12 +255,15 @@ void perch_engine_destroy(perch_engine *e) {
     perch_tokenizer_destroy(e->tokenizer);
     sampler_destroy(e->sampler);
     free(e->batch_tokens);
+    free(e->batch_token_from);
     free(e->batch_positions);
     free(e->batch_token_row);
     free(e->batch_rows);
-    free(e->logit_rows);
-    free(e->samples);
-    free(e->sample_status);
+    free(e->logit_tokens);
+    for (uint32_t lane = 0; lane < KERNELS_LANES; lane++) {
+        free(e->flights[lane].rows);
+        free(e->flights[lane].choices);
+    }
     if (e->event_fd >= 0) {
         close(e->event_fd);
     }

@@ -2,9 +2,14 @@
  * impl: what an engine consists of; shared by the files of engine/, seen by no host.
  *
  * Threads. Host threads call the public functions; one *step thread* runs the batch (step.c). One mutex, `lock`, guards everything
- * below that is not marked otherwise. The step thread holds it while it plans and commits and gives it up during the forward pass
- * and sampling; meanwhile what belongs to running completions (their sequence's tokens, their entry's pages) is
+ * below that is not marked otherwise. The step thread holds it while it plans and commits and gives it up while a step is queued,
+ * computed and waited for; meanwhile what belongs to running completions (their sequence's tokens, their entry's pages) is
  * touched by nobody else: host calls on a sequence with a request in flight are refused with E_BUSY.
+ *
+ * Flights. A step that was launched is a *flight* until its tokens are committed. On a backend whose queue runs beside the host
+ * (kernels_async) the next step is planned and launched before that: its decode rows take the tokens that are *pending*, chosen
+ * but not known here yet, from the device. A completion may turn out to have ended while it has a row in flight: the row's
+ * completion is then NULL, and what was computed for it is the KV of a token that the sequence really has, or nothing's.
  *
  * Life of a request. perch_submit checks and copies it into a `request` with one `completion` for each of n_completions, each with
  * a sequence of its own (the first has the host's, the others forks that live as long as they do). Everything that it will ever
@@ -27,6 +32,7 @@
 
 typedef struct completion completion;
 typedef struct request request;
+typedef struct flight_row flight_row;
 
 /* One conversation. */
 typedef struct sequence {
@@ -76,6 +82,12 @@ struct completion {
     uint32_t n_cached;        /* tokens found at the first admission */
     uint32_t recomputed_from; /* at the last admission: what lies behind is computed in any case */
 
+    /* in flight, at most one row in each lane */
+    flight_row *rows[KERNELS_LANES];
+    uint32_t n_pending;   /* tokens chosen, or being chosen, on the device that were not committed yet */
+    uint32_t last_choice; /* of the last one: its index among the choices of its flight */
+    bool history_due;     /* the device's history of its slot lacks what the cache had at admission */
+
     /* output, appended by the step thread; entries below n_generated never change again */
     int32_t *tokens;        /* [max_tokens] */
     float *logprobs;        /* [max_tokens] or NULL */
@@ -110,6 +122,30 @@ struct completion {
     /* lists of the engine */
     completion *next_cancelled;
 };
+
+/* One row of a launched step. */
+struct flight_row {
+    completion *c; /* NULL: it ended meanwhile */
+    uint32_t first_position, n_tokens, n_logits;
+    uint32_t recomputed_from; /* the completion's, when the row was planned */
+    bool is_last;             /* it ends where the sequence ends */
+    bool is_sampled;          /* and a token is chosen behind it, */
+    bool on_device;           /* there: choice number `choice` */
+    uint32_t choice;
+    perch_status status; /* of the choice */
+    sampler_output sample;
+};
+
+typedef struct flight {
+    bool busy;         /* launched, not committed */
+    bool host_chose;   /* what depends on it can't be launched before it is committed: that's done at once */
+    bool needs_logits; /* on the host */
+    uint32_t n_rows, n_logits, n_choices;
+    flight_row *rows;        /* [max_batch_size] */
+    kernels_choice *choices; /* [max_batch_size] */
+    uint64_t begin_us;
+    uint64_t host_us;
+} flight;
 
 struct perch_engine {
     /* constant after create */
@@ -147,14 +183,15 @@ struct perch_engine {
 
     /* the step thread's own */
     sampler *sampler;
-    int32_t *batch_tokens;       /* [max_step_tokens] */
-    uint32_t *batch_positions;   /* [max_step_tokens] */
-    uint32_t *batch_token_row;   /* [max_step_tokens] */
-    kernels_row *batch_rows;     /* [max_batch_size] */
-    uint32_t *logit_rows;        /* [max_logit_rows] */
-    sampler_output *samples;     /* [max_batch_size] */
-    perch_status *sample_status; /* [max_batch_size] */
-    const float *logits;
+    flight flights[KERNELS_LANES];
+    uint32_t lane;              /* of the next flight */
+    uint64_t last_end_us;       /* when the last flight was committed */
+    int32_t *batch_tokens;      /* [max_step_tokens] */
+    uint32_t *batch_token_from; /* [max_step_tokens] */
+    uint32_t *batch_positions;  /* [max_step_tokens] */
+    uint32_t *batch_token_row;  /* [max_step_tokens] */
+    kernels_row *batch_rows;    /* [max_batch_size] */
+    uint32_t *logit_tokens;     /* [max_logit_rows] */
 
     /* For tests: sees logits [n][vocab] of tokens position.. of a sequence as they are computed, on the step thread. */
     void (*tap)(void *user, const int32_t *tokens, uint32_t position, uint32_t n, const float *logits);
@@ -163,18 +200,22 @@ struct perch_engine {
 
 /* plan.c: the memory plan and, for create, all that it was computed from. */
 typedef struct plan_parts {
-    kernels_config kernels;
     model_limits limits;
+    kernels_limits step;
     cache_config cache;
     sched_config sched;
     model_memory model;
 } plan_parts;
 
-perch_status plan_make(const perch_options *options, const kernels_backend *backend, kernels_device *device,
-                       const model_config *config, uint64_t tokenizer_host_bytes, plan_parts *parts, perch_plan *plan,
+/*
+ * Opens the device that the options ask for and makes the plan for it. *device is the caller's to close; NULL on failure, but for
+ * E_NO_ROOM, where the plan has its figures. device = auto: the GPU if there is one that all of it fits, else the CPU, and
+ * plan->note says why not the GPU.
+ */
+perch_status plan_open(const perch_options *options, const model_config *config, uint64_t tokenizer_host_bytes,
+                       const kernels_backend **backend, kernels_device **device, plan_parts *parts, perch_plan *plan,
                        perch_error *err);
 perch_status plan_load_config(const perch_options *options, model_config *config, perch_error *err);
-kernels_dtype plan_dtype(const perch_options *options, const model_config *config);
 perch_status plan_load_tokenizer(const perch_options *options, perch_tokenizer **out, perch_error *err);
 
 /* engine.c: perch_engine_create, or without the step thread: whoever opened it calls engine_step. */
@@ -187,10 +228,20 @@ void engine_leave(perch_engine *e);
 bool engine_step(perch_engine *e);
 void *step_main(void *engine);
 
-/* batch.c: the planned step as a packed batch; sampling of its last rows; commit of both. */
-void batch_build(perch_engine *e, const sched_plan *plan, kernels_batch *batch);
-void batch_sample(perch_engine *e, const sched_plan *plan);
-void batch_commit(perch_engine *e, const sched_plan *plan);
+/* device.c: the type that a model is computed in on a backend; the backend and its device, opened. */
+kernels_dtype device_dtype(const perch_options *options, const model_config *config, const kernels_backend *backend);
+perch_status device_open(const perch_options *options, const model_config *config, const kernels_backend *backend,
+                         kernels_device **out, perch_error *err);
+
+/*
+ * batch.c: the planned step as a packed batch and a flight (build); on its way (launch, without the lock); its rows are the
+ * completions' (departed); its tokens known (land, without the lock) and committed.
+ */
+void batch_build(perch_engine *e, const sched_plan *plan, flight *f, kernels_batch *batch);
+perch_status batch_launch(perch_engine *e, flight *f, const kernels_batch *batch, perch_error *err);
+void batch_departed(perch_engine *e, flight *f);
+perch_status batch_land(perch_engine *e, flight *f, perch_error *err);
+void batch_commit(perch_engine *e, flight *f);
 
 /* request.c; under the lock */
 perch_status check_tokens(const perch_engine *e, const int32_t *tokens, size_t n, perch_error *err);

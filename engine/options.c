@@ -42,8 +42,18 @@ static bool is_penalty(const option_value *v) { return v->real > 0 && isfinite(v
     .info.help = help_text
 
 static const option table[] = {
-    {INFO("engine", "device", "auto | cpu", "auto", "Where the model runs; auto takes the best device there is."),
+    {INFO("engine", "device", "auto | cpu | cuda", "auto",
+          "Where the model runs; auto is an NVIDIA GPU if there is one that all of it fits, else the CPU."),
      FIELD(device), .kind = OPTION_WORD, .info.range = ""},
+    {INFO("engine", "gpu", "integer", "0", "Which GPU, as CUDA counts them; the CPU has no use for it."), FIELD(gpu),
+     .kind = OPTION_U32, RANGE(0, 255)},
+    {INFO("engine", "deterministic", "on | off", "on",
+          "Answers are the same to the bit whatever else is in the batch and however often a sequence was evicted; off "
+          "lets a GPU choose the fastest matrix product for each number of rows. The CPU always is."),
+     FIELD(deterministic), .kind = OPTION_WORD, .info.range = ""},
+    {INFO("engine", "graphs", "on | off", "on",
+          "Steps of decode rows alone are replayed as CUDA graphs; not on the CPU."),
+     FIELD(graphs), .kind = OPTION_WORD, .info.range = ""},
     {INFO("engine", "queue_full", "wait | refuse", "wait", "What a submit does that finds the queue full."),
      FIELD(queue_full), .kind = OPTION_WORD, .info.range = ""},
     {INFO("engine", "session_len", "integer | auto", "auto",
@@ -72,13 +82,21 @@ static const option table[] = {
      FIELD(tokenizer_path), .kind = OPTION_PATH, .info.range = ""},
     {INFO("model", "weights", "file | random", "file", "Weights from the files, or random ones of the same shapes."),
      FIELD(weights), .kind = OPTION_WORD, .info.range = ""},
-    {INFO("model", "dtype", "auto | f32 | bf16", "auto",
-          "Arithmetic and KV type; auto is f32 for F32 checkpoints, else bf16."),
+    {INFO("model", "dtype", "auto | f32 | bf16 | f16", "auto",
+          "Arithmetic and KV type; auto is f32 for F32 checkpoints on the CPU, else bf16. CPU: f32, bf16; GPU: bf16, "
+          "f16."),
      FIELD(dtype), .kind = OPTION_WORD, .info.range = ""},
     {INFO("model", "random_seed", "integer", "0", "What weights = random are drawn from."), FIELD(random_seed),
      .kind = OPTION_U64, RANGE(0, 18446744073709551615)},
+    {INFO("model", "cache_dir", "path", "",
+          "Folder for what is measured once and kept, as which matrix product is fastest; empty is perch in "
+          "$XDG_CACHE_HOME or ~/.cache."),
+     FIELD(cache_dir), .kind = OPTION_PATH, .info.range = ""},
 
-    {INFO("cache", "mapping", "vmm", "vmm", "How a slot finds its pages: vmm maps them into one virtual range."),
+    {INFO("cache", "mapping", "auto | vmm | table", "auto",
+          "How a slot finds its pages: vmm maps them into one virtual range, table looks up each group of 16 tokens; "
+          "auto "
+          "is vmm where the device can."),
      FIELD(mapping), .kind = OPTION_WORD, .info.range = ""},
     {INFO("cache", "cache_chunk_size", "integer", "1",
           "Pages mapped at once as a sequence grows; -1 is the whole session_len ahead of time."),
@@ -91,7 +109,8 @@ static const option table[] = {
      .info.range = "0 < x < 1 or an integer 1..1000000"},
     {INFO("cache", "cache_bytes", "bytes", "0", "Size of the page pool outright; 0 is by cache_max_entry_count."),
      FIELD(cache_bytes), .kind = OPTION_U64, .sized = true, RANGE(0, 18446744073709551615)},
-    {INFO("cache", "page_bytes", "bytes | auto", "auto", "Size of a page; a multiple of the device's granularity."),
+    {INFO("cache", "page_bytes", "bytes | auto", "auto",
+          "Size of a page of mapping = vmm; a multiple of the device's granularity."),
      FIELD(page_bytes), .kind = OPTION_U64, .sized = true, .automatic = true, .fits = is_page_size,
      .info.range = "4K..1G, powers of two"},
 

@@ -22,11 +22,6 @@ perch_status plan_load_config(const perch_options *options, model_config *config
     return model_config_load(options->path, config, err);
 }
 
-kernels_dtype plan_dtype(const perch_options *options, const model_config *config) {
-    bool f32 = options->dtype == PERCH_DTYPE_F32 || (options->dtype == PERCH_DTYPE_AUTO && config->stored_f32);
-    return f32 ? KERNELS_F32 : KERNELS_BF16;
-}
-
 perch_status plan_load_tokenizer(const perch_options *options, perch_tokenizer **out, perch_error *err) {
     char file[PERCH_PATH_CAP + 32];
     *out = NULL;
@@ -99,10 +94,20 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
     uint64_t granularity = backend->kv_page_granularity(device);
     uint64_t slot_bytes = session_bytes(parts->limits.session_len, layout->group_bytes);
     cache_config *kv = &parts->cache;
-    kv->page_bytes = o->page_bytes;
+    bool table = o->mapping == PERCH_MAPPING_TABLE || (o->mapping == PERCH_MAPPING_AUTO && granularity == 0);
+    plan->mapping = table ? PERCH_MAPPING_TABLE : PERCH_MAPPING_VMM;
+    kv->page_bytes = table ? layout->group_bytes : o->page_bytes;
+    if (table && o->page_bytes) {
+        return err_set(err, PERCH_E_CONFIG,
+                       "[cache] page_bytes: a page is one group of 16 tokens with mapping = table");
+    }
+    if (!table && granularity == 0) {
+        return err_set(err, PERCH_E_UNSUPPORTED, "[cache] mapping: %s can't do vmm, it needs table",
+                       backend->describe(device));
+    }
     if (!kv->page_bytes) {
         kv->page_bytes = choose_page_bytes(granularity, layout->group_bytes, slot_bytes, o->max_batch_size);
-    } else if (kv->page_bytes % granularity) {
+    } else if (!table && kv->page_bytes % granularity) {
         return err_set(err, PERCH_E_CONFIG, "[cache] page_bytes: %llu is not a multiple of the device's %llu",
                        (unsigned long long)kv->page_bytes, (unsigned long long)granularity);
     }
@@ -114,33 +119,37 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
         return err_set(err, PERCH_E_NO_ROOM, "session_len = %u: a slot of %llu bytes is beyond any memory",
                        parts->limits.session_len, (unsigned long long)slot_bytes);
     }
-    uint64_t fixed = plan->weights_bytes + plan->workspace_bytes + plan->host_bytes;
+    /* On a GPU the host's bookkeeping takes nothing of what is planned. */
+    bool shared = !backend->async;
+    uint64_t fixed = plan->weights_bytes + plan->workspace_bytes + plan->reserve_bytes;
+    fixed += shared ? plan->host_bytes : 0;
     uint64_t left = plan->free_bytes > fixed ? plan->free_bytes - fixed : 0;
     perch_status status = choose_n_pages(o, left, parts, plan, err);
     plan->pool_bytes = (uint64_t)kv->n_pages * kv->page_bytes;
     plan->host_bytes += cache_host_bytes(kv);
-    plan->total_bytes = plan->weights_bytes + plan->workspace_bytes + plan->host_bytes + plan->pool_bytes;
+    plan->total_bytes = fixed + plan->pool_bytes + (shared ? cache_host_bytes(kv) : 0);
     if (status) {
         return status;
     }
     if (plan->total_bytes > plan->free_bytes) {
-        return err_set(
-            err, PERCH_E_NO_ROOM,
-            "weights %.1f + workspace %.1f + bookkeeping %.1f + KV pool %.1f = %.1f MiB, but %.1f MiB are free",
-            mib(plan->weights_bytes), mib(plan->workspace_bytes), mib(plan->host_bytes), mib(plan->pool_bytes),
-            mib(plan->total_bytes), mib(plan->free_bytes));
+        return err_set(err, PERCH_E_NO_ROOM,
+                       "weights %.1f + workspace %.1f + %s %.1f + KV pool %.1f = %.1f MiB, but %.1f MiB are free",
+                       mib(plan->weights_bytes), mib(plan->workspace_bytes),
+                       shared ? "bookkeeping" : "the device's own",
+                       mib(shared ? plan->host_bytes : plan->reserve_bytes), mib(plan->pool_bytes),
+                       mib(plan->total_bytes), mib(plan->free_bytes));
     }
     return PERCH_OK;
 }
 
-static perch_status plan_limits(const perch_options *o, const model_config *config, plan_parts *parts,
-                                perch_error *err) {
+static perch_status plan_limits(const perch_options *o, const model_config *config, kernels_dtype dtype,
+                                plan_parts *parts, perch_error *err) {
     uint32_t session_len = o->session_len ? o->session_len : config->max_positions;
     if (session_len > config->max_positions) {
         return err_set(err, PERCH_E_CONFIG, "[engine] session_len: %u is more than the model's %u positions",
                        session_len, config->max_positions);
     }
-    parts->limits.dtype = plan_dtype(o, config);
+    parts->limits.dtype = dtype;
     parts->limits.session_len = session_len;
     parts->limits.max_step_tokens = o->max_step_tokens;
     parts->limits.max_logit_rows = o->max_batch_size + EXTRA_LOGIT_ROWS;
@@ -154,8 +163,9 @@ static perch_status plan_limits(const perch_options *o, const model_config *conf
 }
 
 static uint64_t step_host_bytes(const perch_options *o, const plan_parts *parts, uint32_t vocab_size) {
-    return (uint64_t)o->max_step_tokens * (sizeof(int32_t) + 2 * sizeof(uint32_t)) +
-           (uint64_t)o->max_batch_size * (sizeof(kernels_row) + sizeof(sampler_output) + sizeof(sched_row)) +
+    return (uint64_t)o->max_step_tokens * (sizeof(int32_t) + 3 * sizeof(uint32_t)) +
+           (uint64_t)o->max_batch_size * (sizeof(kernels_row) + sizeof(sched_row) +
+                                          KERNELS_LANES * (sizeof(flight_row) + sizeof(kernels_choice))) +
            (uint64_t)parts->limits.max_logit_rows * sizeof(uint32_t) + sampler_bytes(vocab_size);
 }
 
@@ -171,28 +181,31 @@ static void describe_model(const model_config *config, perch_plan *plan) {
 }
 
 /* E_NO_ROOM leaves the figures that there are in the plan. */
-perch_status plan_make(const perch_options *o, const kernels_backend *backend, kernels_device *device,
-                       const model_config *config, uint64_t tokenizer_host_bytes, plan_parts *parts, perch_plan *plan,
-                       perch_error *err) {
+static perch_status make(const perch_options *o, const kernels_backend *backend, kernels_device *device,
+                         const model_config *config, uint64_t tokenizer_host_bytes, plan_parts *parts, perch_plan *plan,
+                         perch_error *err) {
+    static const char *const dtypes[] = {[KERNELS_F32] = "f32", [KERNELS_F16] = "f16", [KERNELS_BF16] = "bf16"};
+    kernels_dtype dtype = device_dtype(o, config, backend);
     kv_layout layout;
     memset(parts, 0, sizeof *parts);
-    perch_status status = plan_limits(o, config, parts, err);
+    perch_status status = plan_limits(o, config, dtype, parts, err);
     if (status) {
         return status;
     }
     memset(plan, 0, sizeof *plan);
     plan->struct_size = sizeof *plan;
     describe_model(config, plan);
-    kernels_dtype dtype = plan_dtype(o, config);
-    snprintf(plan->dtype, sizeof plan->dtype, "%s", dtype == KERNELS_F32 ? "f32" : "bf16");
+    snprintf(plan->dtype, sizeof plan->dtype, "%s", dtypes[dtype]);
     snprintf(plan->backend, sizeof plan->backend, "%s", backend->describe(device));
     status = backend->free_bytes(device, &plan->free_bytes, err);
     if (status) {
         return status;
     }
     model_memory_compute(backend, device, config, &parts->limits, &parts->model);
+    model_kernels_limits(config, &parts->limits, o->max_batch_size, &parts->step);
     plan->weights_bytes = parts->model.weights_bytes;
     plan->workspace_bytes = parts->model.workspace_bytes;
+    plan->reserve_bytes = backend->async ? backend->async->reserve_bytes(device, &parts->step) : 0;
     plan->host_bytes = parts->model.host_bytes + tokenizer_host_bytes + step_host_bytes(o, parts, config->vocab_size);
     model_kv_layout(config, dtype, &layout);
     status = plan_cache(o, backend, device, &layout, parts, plan, err);
@@ -207,6 +220,63 @@ perch_status plan_make(const perch_options *o, const kernels_backend *backend, k
     plan->session_len = parts->limits.session_len;
     plan->n_full_sequences = pages_per_slot ? kv->n_pages / pages_per_slot : 0;
     plan->n_pool_tokens = plan->pool_bytes / layout.group_bytes * KV_GROUP_TOKENS;
+    return status;
+}
+
+/* One backend: its device, and the plan for it. The device is closed again on failure, but for E_NO_ROOM's sake. */
+static perch_status open_on(const perch_options *o, const kernels_backend *backend, const model_config *config,
+                            uint64_t tokenizer_host_bytes, kernels_device **device, plan_parts *parts, perch_plan *plan,
+                            perch_error *err) {
+    perch_status status = device_open(o, config, backend, device, err);
+    if (status) {
+        return status;
+    }
+    status = make(o, backend, *device, config, tokenizer_host_bytes, parts, plan, err);
+    if (status && status != PERCH_E_NO_ROOM) {
+        backend->close(*device);
+        *device = NULL;
+    }
+    return status;
+}
+
+/* Whether `auto` may go on to the CPU: the GPU, not the configuration, is at fault. */
+static bool is_the_devices(perch_status status) {
+    return status == PERCH_E_UNSUPPORTED || status == PERCH_E_NO_ROOM || status == PERCH_E_NOMEM ||
+           status == PERCH_E_DEVICE;
+}
+
+perch_status plan_open(const perch_options *o, const model_config *config, uint64_t tokenizer_host_bytes,
+                       const kernels_backend **backend, kernels_device **device, plan_parts *parts, perch_plan *plan,
+                       perch_error *err) {
+    perch_error why = {PERCH_OK, ""};
+    perch_status status = PERCH_OK;
+    *device = NULL;
+    if (o->device != PERCH_DEVICE_CPU) {
+        perch_error *reason = o->device == PERCH_DEVICE_CUDA ? err : &why;
+        const kernels_backend *cuda;
+        status = kernels_cuda(&cuda, reason);
+        if (!status) {
+            *backend = cuda;
+            status = open_on(o, *backend, config, tokenizer_host_bytes, device, parts, plan, reason);
+        }
+        if (!status || o->device == PERCH_DEVICE_CUDA || !is_the_devices(status)) {
+            if (status && o->device == PERCH_DEVICE_AUTO && err) {
+                *err = why;
+            }
+            return status;
+        }
+        if (*device) {
+            (*backend)->close(*device);
+            *device = NULL;
+        }
+    }
+    perch_status gpu_status = status;
+    *backend = kernels_cpu();
+    status = open_on(o, *backend, config, tokenizer_host_bytes, device, parts, plan, err);
+    if (*device) {
+        plan->gpu_status = gpu_status;
+        snprintf(plan->note, sizeof plan->note, "%.*s", (int)sizeof plan->note - 1, why.message);
+    }
     return status;
 }
 
@@ -228,14 +298,10 @@ perch_status perch_plan_compute(const perch_options *options, perch_plan *plan, 
         status = plan_load_tokenizer(options, &tokenizer, err);
     }
     if (!status) {
-        kernels_config kernels = {.dtype = plan_dtype(options, &config), .n_threads = options->threads, .isa = NULL};
-        status = backend->open(&kernels, &device, err);
+        status = plan_open(options, &config, tokenizer ? tokenizer_bytes(tokenizer) : 0, &backend, &device, &parts,
+                           &made, err);
     }
-    if (!status) {
-        status = plan_make(options, backend, device, &config, tokenizer ? tokenizer_bytes(tokenizer) : 0, &parts, &made,
-                           err);
-    }
-    if (!status || (status == PERCH_E_NO_ROOM && device)) {
+    if (device) {
         *plan = made;
     }
     backend->close(device);

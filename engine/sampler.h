@@ -6,6 +6,7 @@
 #define PERCH_ENGINE_SAMPLER_H
 
 #include "base/base.h"
+#include "kernels/kernels.h"
 
 #define SAMPLER_MAX_LOGPROBS 20u
 
@@ -42,6 +43,12 @@ typedef struct sampler_output {
 
 /* Fails only (E_INVALID) where no token is left: every one banned, or all logits NaN. Allocates nothing. */
 perch_status sampler_sample(sampler *s, const sampler_input *in, sampler_output *out, perch_error *err);
+
+/*
+ * The same output from what a device chose for a row: log-probabilities computed as sampler_sample computes them. position: where the
+ * token stands, for the error (E_INVALID) where none was left.
+ */
+perch_status sampler_report(const kernels_chosen *chosen, uint64_t position, sampler_output *out, perch_error *err);
 
 /* log softmax of one token of a row, for prompt log-probabilities. */
 float sampler_logprob(const float *logits, uint32_t vocab_size, int32_t token);

@@ -1,10 +1,12 @@
 /*
  * step: the life of the engine, one step after the other, on one thread.
  *
- *   perch_submit → queue → [end what is due → plan → execute → forward → sample → commit] → outbox → perch_next
+ *   perch_submit → queue → [end what is due → plan → execute → launch | land → commit] → outbox → perch_next
  *
- * The lock is held while sequences, pages and queues change, and given up for the long part in the middle. A failure there
- * is the device's: the engine is dead from then on, and says so to everybody.
+ * On a GPU a step is launched before the one before it has landed: the host plans and commits while the device computes. On
+ * the CPU a step is done when it is launched, and lands at once. The lock is held while sequences, pages and queues change, and
+ * given up for the long part in the middle. A failure there is the device's: the engine is dead from then on, and says so to
+ * everybody.
  */
 #include "engine/impl.h"
 
@@ -17,33 +19,57 @@ static perch_status execute_commands(perch_engine *e, perch_error *err) {
     return status;
 }
 
-static void step(perch_engine *e) {
+static perch_status launch(perch_engine *e, const sched_plan *plan, uint64_t begin_us, perch_error *err) {
+    flight *f = &e->flights[e->lane];
     kernels_batch batch;
+    batch_build(e, plan, f, &batch);
+    f->begin_us = begin_us;
+    f->host_us = time_us() - begin_us;
+
+    pthread_mutex_unlock(&e->lock);
+    perch_status status = batch_launch(e, f, &batch, err);
+    pthread_mutex_lock(&e->lock);
+
+    if (!status) {
+        batch_departed(e, f);
+        e->lane = (e->lane + 1) % KERNELS_LANES;
+    }
+    return status;
+}
+
+static perch_status land(perch_engine *e, flight *f, perch_error *err) {
+    pthread_mutex_unlock(&e->lock);
+    perch_status status = batch_land(e, f, err);
+    uint64_t landed_us = time_us();
+    pthread_mutex_lock(&e->lock);
+
+    if (!status) {
+        batch_commit(e, f);
+        uint64_t end_us = time_us();
+        e->stats.steps++;
+        e->stats.step_us += end_us - (f->begin_us > e->last_end_us ? f->begin_us : e->last_end_us);
+        e->stats.host_us += f->host_us + end_us - landed_us;
+        e->last_end_us = end_us;
+    }
+    return status;
+}
+
+static void step(perch_engine *e) {
     perch_error err = {.status = PERCH_OK};
     uint64_t begin_us = time_us();
+    flight *now = &e->flights[e->lane], *before = &e->flights[(e->lane + 1) % KERNELS_LANES];
 
     completions_end_due(e);
     const sched_plan *plan = sched_make_plan(&e->sched);
     perch_status status = execute_commands(e, &err);
     if (!status && plan->n_rows) {
-        batch_build(e, plan, &batch);
-        uint64_t forward_us = time_us();
-
-        pthread_mutex_unlock(&e->lock);
-        status = model_forward(e->model, &batch, e->logit_rows, plan->n_logits, &e->logits, &err);
-        uint64_t sample_us = time_us();
-        if (!status) {
-            batch_sample(e, plan);
-        }
-        pthread_mutex_lock(&e->lock);
-
-        if (!status) {
-            batch_commit(e, plan);
-            uint64_t end_us = time_us();
-            e->stats.steps++;
-            e->stats.step_us += end_us - begin_us;
-            e->stats.host_us += end_us - sample_us + forward_us - begin_us;
-        }
+        status = launch(e, plan, begin_us, &err);
+    }
+    if (!status && before->busy) {
+        status = land(e, before, &err);
+    }
+    if (!status && now->busy && (!e->backend->async || now->host_chose)) {
+        status = land(e, now, &err);
     }
     if (status) {
         engine_poison(e, &err);
@@ -51,7 +77,8 @@ static void step(perch_engine *e) {
 }
 
 static bool has_work(const perch_engine *e) {
-    return !e->dead && (e->sched.n_waiting || e->sched.n_running || e->cancelled);
+    return !e->dead &&
+           (e->sched.n_waiting || e->sched.n_running || e->cancelled || e->flights[0].busy || e->flights[1].busy);
 }
 
 bool engine_step(perch_engine *e) {

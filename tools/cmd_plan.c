@@ -6,7 +6,9 @@
 #include "json_out.h"
 #include "table.h"
 
+#include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 
 struct row {
     const char *name;
@@ -43,6 +45,7 @@ static perch_status print_plan(const perch_plan *plan) {
     char pool[32];
     char page[32];
     char sequence[64];
+    bool on_gpu = strncmp(plan->backend, "cuda", 4) == 0;
     snprintf(pool, sizeof(pool), "%u pages", plan->n_pages);
     snprintf(page, sizeof(page), "%.1f tokens", tokens_per_page);
     snprintf(sequence, sizeof(sequence), "%u tokens, in whole pages", plan->session_len);
@@ -50,7 +53,8 @@ static perch_status print_plan(const perch_plan *plan) {
         {"free now", plan->free_bytes, ""},
         {"weights", plan->weights_bytes, ""},
         {"workspace", plan->workspace_bytes, "activations, logits, tables"},
-        {"bookkeeping", plan->host_bytes, ""},
+        {"the GPU's own", plan->reserve_bytes, "batches, partial results, matrix products, graphs"},
+        {"bookkeeping", plan->host_bytes, on_gpu ? "host memory, not counted below" : ""},
         {"KV pool", plan->pool_bytes, pool},
         {"all of it", plan->total_bytes, ""},
         {"KV of a token", plan->kv_bytes_per_token, ""},
@@ -59,9 +63,11 @@ static perch_status print_plan(const perch_plan *plan) {
         {"a full sequence", plan->sequence_bytes, sequence},
     };
     printf("%s, %u layers, hidden %u, %u heads, %u KV heads of %u, vocabulary %u, %llu parameters\n"
-           "%s arithmetic on %s\n\n",
+           "%s arithmetic on %s, KV memory by %s\n",
            plan->architecture, plan->n_layers, plan->hidden_size, plan->n_heads, plan->n_kv_heads, plan->head_dim,
-           plan->vocab_size, (unsigned long long)plan->n_parameters, plan->dtype, plan->backend);
+           plan->vocab_size, (unsigned long long)plan->n_parameters, plan->dtype, plan->backend,
+           plan->mapping == PERCH_MAPPING_TABLE ? "table" : "vmm");
+    printf(plan->note[0] ? "no GPU: %s\n\n" : "%s\n", plan->note);
     perch_status status = print_rows(rows, sizeof(rows) / sizeof(rows[0]));
     if (status == PERCH_OK) {
         printf("\n%llu tokens fit, %u full sequences of %u tokens; %u slots\n", (unsigned long long)plan->n_pool_tokens,

@@ -37,6 +37,11 @@ int tool_open_engine(struct tool *tool) {
         return tool_fail_status(tool, &err);
     }
     tool->tokenizer = perch_engine_tokenizer(tool->engine);
+    perch_plan plan = {.struct_size = sizeof(plan)};
+    if (perch_engine_plan(tool->engine, &plan, &err) == PERCH_OK && plan.gpu_status != PERCH_OK &&
+        plan.gpu_status != PERCH_E_UNSUPPORTED) { /* a GPU is there, but */
+        fprintf(stderr, "perch: the CPU is used, since %s\n", plan.note);
+    }
     return EXIT_DONE;
 }
 

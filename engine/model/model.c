@@ -74,8 +74,8 @@ void model_memory_compute(const kernels_backend *backend, kernels_device *device
     model_workspace workspace;
     plan_workspace(config, limits, backend->act_bytes(device), &workspace);
     out->weights_bytes = model_weights_bytes(backend, device, config);
-    out->workspace_bytes = workspace.bytes + host_logits_bytes(config, limits);
-    out->host_bytes = sizeof(model) + config->n_layers * sizeof(model_layer);
+    out->workspace_bytes = workspace.bytes;
+    out->host_bytes = sizeof(model) + config->n_layers * sizeof(model_layer) + host_logits_bytes(config, limits);
 }
 
 static perch_status fill_rope(model *m, perch_error *err) {

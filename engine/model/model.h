@@ -17,8 +17,8 @@ typedef struct model_limits {
 /* What a model takes on the device, computed without loading it. */
 typedef struct model_memory {
     uint64_t weights_bytes;   /* matrices, norms and biases */
-    uint64_t workspace_bytes; /* activations, logits (device and host), RoPE table */
-    uint64_t host_bytes;      /* everything else the model allocates */
+    uint64_t workspace_bytes; /* activations, logits, RoPE table */
+    uint64_t host_bytes;      /* everything else the model allocates, the host's copy of logits among it */
 } model_memory;
 
 void model_kv_layout(const model_config *config, kernels_dtype dtype, kv_layout *out);

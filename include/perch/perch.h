@@ -82,10 +82,16 @@ PERCH_API const char *perch_version(void);
 
 #define PERCH_PATH_CAP 1024
 
-typedef enum perch_device { PERCH_DEVICE_AUTO = 0, PERCH_DEVICE_CPU = 1 } perch_device;
-typedef enum perch_dtype { PERCH_DTYPE_AUTO = 0, PERCH_DTYPE_F32 = 1, PERCH_DTYPE_BF16 = 2 } perch_dtype;
+typedef enum perch_device { PERCH_DEVICE_AUTO = 0, PERCH_DEVICE_CPU = 1, PERCH_DEVICE_CUDA = 2 } perch_device;
+typedef enum perch_dtype {
+    PERCH_DTYPE_AUTO = 0,
+    PERCH_DTYPE_F32 = 1,
+    PERCH_DTYPE_BF16 = 2,
+    PERCH_DTYPE_F16 = 3
+} perch_dtype;
 typedef enum perch_weights { PERCH_WEIGHTS_FILE = 0, PERCH_WEIGHTS_RANDOM = 1 } perch_weights;
-typedef enum perch_mapping { PERCH_MAPPING_VMM = 0 } perch_mapping;
+typedef enum perch_mapping { PERCH_MAPPING_AUTO = 0, PERCH_MAPPING_VMM = 1, PERCH_MAPPING_TABLE = 2 } perch_mapping;
+typedef enum perch_switch { PERCH_ON = 0, PERCH_OFF = 1 } perch_switch;
 typedef enum perch_queue_full { PERCH_QUEUE_WAIT = 0, PERCH_QUEUE_REFUSE = 1 } perch_queue_full;
 
 /* How far loading has come. Called on the thread that is in perch_engine_create; fraction is 0..1. */
@@ -109,13 +115,17 @@ typedef struct perch_options {
     uint32_t queue_size;      /* requests that may wait */
     uint32_t age_steps;       /* steps of waiting that raise a request's priority by one; 0 = never */
     uint32_t bypass_limit;    /* admissions that may overtake a request that waits for memory */
+    uint32_t gpu;             /* index of the GPU, device cuda or auto */
+    perch_switch deterministic; /* GPU: the same bits whatever else is in the batch; the CPU knows nothing else */
+    perch_switch graphs;        /* GPU: steps of decode rows alone are replayed as CUDA graphs */
 
     /* [model] */
     char path[PERCH_PATH_CAP];           /* Hugging Face directory (with weights = random: or a config.json) */
     char tokenizer_path[PERCH_PATH_CAP]; /* "" = tokenizer.json in path, if there */
     perch_weights weights;
-    perch_dtype dtype;    /* arithmetic and KV type; auto = f32 for F32 checkpoints, else bf16 */
-    uint64_t random_seed; /* weights = random */
+    perch_dtype dtype;              /* arithmetic and KV type; auto = f32 for F32 checkpoints on the CPU, else bf16 */
+    uint64_t random_seed;           /* weights = random */
+    char cache_dir[PERCH_PATH_CAP]; /* for what is measured once and kept; "" = perch in the user's cache folder */
 
     /* [cache] */
     perch_mapping mapping;
@@ -123,7 +133,7 @@ typedef struct perch_options {
     double cache_max_entry_count; /* 0<x<1: share of free memory (at most for 16 full-length sequences a slot);
                                      integer >= 1: full-length sequences */
     uint64_t cache_bytes;         /* the pool outright; 0 = by cache_max_entry_count */
-    uint64_t page_bytes;          /* power of two, a multiple of the system's page size; 0 = chosen by the engine */
+    uint64_t page_bytes;          /* mapping vmm: power of two, a multiple of the device's granularity; 0 = chosen */
 
     /* [sampling]: defaults of requests. NaN or -1 = generation_config.json's value, or off where it has none */
     double temperature;        /* 0 = greedy */
@@ -258,12 +268,13 @@ typedef struct perch_engine perch_engine;
 /* What memory goes where; all sizes in bytes. The engine keeps to it from start to end. */
 typedef struct perch_plan {
     size_t struct_size;          /* set by the caller: sizeof(perch_plan) */
-    uint64_t free_bytes;         /* free when the plan was made; on the CPU the cgroup's limit counts */
+    uint64_t free_bytes;         /* free on the device when the plan was made; on the CPU the cgroup's limit counts */
     uint64_t weights_bytes;      /* as the backend stores them */
     uint64_t workspace_bytes;    /* activations, logits, tables */
-    uint64_t host_bytes;         /* the engine's own bookkeeping and the tokenizer */
+    uint64_t reserve_bytes;      /* GPU: batches, partial results, workspace of matrix products, graphs */
+    uint64_t host_bytes;         /* host memory: the engine's own bookkeeping and the tokenizer */
     uint64_t pool_bytes;         /* n_pages * page_bytes */
-    uint64_t total_bytes;        /* the four above */
+    uint64_t total_bytes;        /* what of free_bytes is taken: the five above, on a GPU without host_bytes */
     uint64_t kv_bytes_per_token; /* of one sequence, all layers */
     uint64_t group_bytes;        /* of 16 tokens */
     uint64_t page_bytes;
@@ -276,8 +287,12 @@ typedef struct perch_plan {
     uint64_t n_parameters;
     uint32_t n_layers, n_heads, n_kv_heads, head_dim, hidden_size, vocab_size;
     char architecture[32]; /* "llama", "mistral", "qwen2", "qwen3" */
-    char dtype[8];         /* "f32", "bf16" */
-    char backend[32];      /* "cpu avx512", ... */
+    char dtype[8];         /* "f32", "bf16", "f16" */
+    char backend[128];     /* "cpu avx512, 2 threads"; "cuda NVIDIA H200, …" */
+    perch_mapping mapping;
+    perch_status
+        gpu_status; /* device auto that came to the CPU: why; E_UNSUPPORTED = there is no GPU to use, or no driver */
+    char note[256]; /* and in words, else "" */
 } perch_plan;
 
 /*

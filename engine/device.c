@@ -1,0 +1,43 @@
+/* device: the backend's device as the options want it. */
+#include "engine/impl.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+kernels_dtype device_dtype(const perch_options *options, const model_config *config, const kernels_backend *backend) {
+    switch (options->dtype) {
+    case PERCH_DTYPE_F32:
+        return KERNELS_F32;
+    case PERCH_DTYPE_F16:
+        return KERNELS_F16;
+    case PERCH_DTYPE_BF16:
+        return KERNELS_BF16;
+    case PERCH_DTYPE_AUTO:
+        break;
+    }
+    /* GPUs multiply 16-bit numbers alone. */
+    return config->stored_f32 && !backend->async ? KERNELS_F32 : KERNELS_BF16;
+}
+
+/* Where things that are computed once are kept: the option, else the user's cache folder; false: there is none. */
+static bool cache_dir(const perch_options *options, char *out, size_t cap) {
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    int n = options->cache_dir[0]    ? snprintf(out, cap, "%s", options->cache_dir)
+            : xdg && xdg[0] == '/'   ? snprintf(out, cap, "%s/perch", xdg)
+            : home && home[0] == '/' ? snprintf(out, cap, "%s/.cache/perch", home)
+                                     : -1;
+    return n > 0 && (size_t)n < cap;
+}
+
+perch_status device_open(const perch_options *options, const model_config *config, const kernels_backend *backend,
+                         kernels_device **out, perch_error *err) {
+    char dir[PERCH_PATH_CAP];
+    const kernels_config kernels = {.dtype = device_dtype(options, config, backend),
+                                    .n_threads = options->threads,
+                                    .isa = NULL,
+                                    .device = options->gpu,
+                                    .deterministic = options->deterministic == PERCH_ON,
+                                    .graphs = options->graphs == PERCH_ON,
+                                    .cache_dir = cache_dir(options, dir, sizeof dir) ? dir : NULL};
+    return backend->open(&kernels, out, err);
+}
