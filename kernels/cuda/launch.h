@@ -120,8 +120,8 @@ cudaError_t cuda_attention(cudaStream_t stream, kernels_dtype dtype, const cuda_
 /* ----------------------------------------------------------------- sampling */
 
 /*
- * One row's choice, as the device wants it; filled by the host from a kernels_choice. Its algorithm and its numbers are
- * engine/sampler.c's: integer sums and correctly rounded operations (base/sampling_math.h), so the choice is the same.
+ * One row's choice, as the device wants it; cuda_choice_fill (choice.h) makes it of a kernels_choice. The algorithm and its
+ * numbers are engine/sampler.c's: integer sums and correctly rounded operations (base/sampling_math.h), so the choice is the same.
  */
 typedef struct cuda_choice {
     uint32_t logit_row;
@@ -133,22 +133,32 @@ typedef struct cuda_choice {
     uint32_t top_k; /* 0 = all */
     uint32_t first_ban;
     uint32_t n_bans; /* tokens that may not be chosen: bans[first_ban...] */
-    uint32_t want_logprob;
+    uint32_t needs;  /* CUDA_CHOICE_* */
     uint64_t seed;
-    double temperature, top_p, min_p;
+    uint64_t top_p, min_p; /* as sampling_share */
+    double inverse_temperature; /* 0: greedy */
     double repetition_penalty, frequency_penalty, presence_penalty;
 } cuda_choice;
 
+/* What a choice has need of, beside the row's largest logit. */
+enum {
+    CUDA_CHOICE_MARKS = 1u << 0,   /* penalties or bans: logits are adjusted */
+    CUDA_CHOICE_DRAW = 1u << 1,    /* temperature: a draw by weights */
+    CUDA_CHOICE_FRONT = 1u << 2,   /* top-k or top-p narrow the draw down */
+    CUDA_CHOICE_LOGPROBS = 1u << 3 /* the row's total, and the n_top best */
+};
+
 /* Device bytes of scratch memory for n choices. */
-size_t cuda_choose_scratch_bytes(uint32_t max_choices, uint32_t vocab_size, uint32_t session_len);
+size_t cuda_choose_scratch_bytes(uint32_t max_choices, uint32_t vocab_size);
 
 /*
  * chosen[i] for i < n from logits float [rows][vocab_size] (unchanged). choices, bans (int32), history (int32 [slots][session_len]),
- * chosen: device. scratch is zeroed once by the caller; each call leaves it as it found it.
+ * chosen: device. needs: the union of the choices'; what is not in it is not launched. scratch is zeroed once by the caller; each
+ * call leaves it as it found it. cudaErrorInvalidValue: vocab_size is 0 or above SAMPLING_MAX_VOCAB.
  */
 cudaError_t cuda_choose(cudaStream_t stream, const float *logits, uint32_t vocab_size, const cuda_choice *choices,
-                        const int32_t *bans, uint32_t n, const int32_t *history, uint32_t session_len, void *scratch,
-                        kernels_chosen *chosen);
+                        const int32_t *bans, uint32_t n, uint32_t needs, const int32_t *history, uint32_t session_len,
+                        void *scratch, kernels_chosen *chosen);
 
 #ifdef __cplusplus
 }
