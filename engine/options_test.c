@@ -32,7 +32,11 @@ static void test_defaults(void) {
     CU_ASSERT_EQUAL(o.weights, PERCH_WEIGHTS_FILE);
     CU_ASSERT_EQUAL(o.dtype, PERCH_DTYPE_AUTO);
     CU_ASSERT_EQUAL(o.random_seed, 0);
-    CU_ASSERT_EQUAL(o.mapping, PERCH_MAPPING_VMM);
+    CU_ASSERT_EQUAL(o.mapping, PERCH_MAPPING_AUTO);
+    CU_ASSERT_EQUAL(o.gpu, 0);
+    CU_ASSERT_EQUAL(o.deterministic, PERCH_ON);
+    CU_ASSERT_EQUAL(o.graphs, PERCH_ON);
+    CU_ASSERT_STRING_EQUAL(o.cache_dir, "");
     CU_ASSERT_EQUAL(o.cache_chunk_size, 1);
     CU_ASSERT_EQUAL(o.cache_max_entry_count, 0.8);
     CU_ASSERT_EQUAL(o.cache_bytes, 0);
@@ -70,7 +74,10 @@ static const struct {
     const char *good[6][2];
     const char *bad[7];
 } keys[] = {
-    {"engine.device", {{"cpu", "cpu"}, {"CPU", "cpu"}, {"auto", "auto"}}, {"gpu", "", "cpu ", "aut"}},
+    {"engine.device", {{"cpu", "cpu"}, {"CPU", "cpu"}, {"cuda", "cuda"}, {"auto", "auto"}}, {"gpu", "", "cpu ", "aut"}},
+    {"engine.gpu", {{"0", "0"}, {"255", "255"}}, {"256", "-1", "auto"}},
+    {"engine.deterministic", {{"on", "on"}, {"off", "off"}, {"OFF", "off"}}, {"1", "yes", ""}},
+    {"engine.graphs", {{"on", "on"}, {"off", "off"}}, {"0", "true"}},
     {"engine.queue_full", {{"refuse", "refuse"}, {"wait", "wait"}}, {"", "1", "|"}},
     {"engine.session_len",
      {{"1", "1"}, {"16777216", "16777216"}, {"auto", "auto"}, {"Auto", "auto"}, {"0", "auto"}},
@@ -86,11 +93,12 @@ static const struct {
     {"model.path", {{"a b/\xC3\xA4", "a b/\xC3\xA4"}, {"/x", "/x"}, {"", ""}}, {NULL}},
     {"model.tokenizer_path", {{"t.json", "t.json"}}, {NULL}},
     {"model.weights", {{"random", "random"}, {"file", "file"}}, {"none"}},
-    {"model.dtype", {{"f32", "f32"}, {"BF16", "bf16"}, {"auto", "auto"}}, {"f16", "f", "32"}},
+    {"model.dtype", {{"f32", "f32"}, {"BF16", "bf16"}, {"f16", "f16"}, {"auto", "auto"}}, {"fp16", "f", "32"}},
     {"model.random_seed",
      {{"18446744073709551615", "18446744073709551615"}, {"0", "0"}},
      {"18446744073709551616", "-1", "1K", "1e3"}},
-    {"cache.mapping", {{"vmm", "vmm"}}, {"table", ""}},
+    {"model.cache_dir", {{"/var/cache/x", "/var/cache/x"}, {"", ""}}, {NULL}},
+    {"cache.mapping", {{"vmm", "vmm"}, {"table", "table"}, {"auto", "auto"}}, {"paged", ""}},
     {"cache.cache_chunk_size", {{"-1", "-1"}, {"1", "1"}, {"1048576", "1048576"}}, {"0", "-2", "1048577", "auto"}},
     {"cache.cache_max_entry_count",
      {{"0.8", "0.8"},
@@ -205,7 +213,7 @@ static void test_errors_word_for_word(void) {
         {"engine.max_batch_size", "0", "[engine] max_batch_size: 0 is out of range 1..4096"},
         {"engine.max_batch_size", "many", "[engine] max_batch_size: 'many' is not an integer"},
         {"engine.session_len", "-5", "[engine] session_len: -5 is out of range 1..16777216 (or auto)"},
-        {"engine.device", "gpu", "[engine] device: 'gpu' is not one of auto | cpu"},
+        {"engine.device", "gpu", "[engine] device: 'gpu' is not one of auto | cpu | cuda"},
         {"cache.cache_bytes", "2MB", "[cache] cache_bytes: '2MB' is not a number of bytes, like 65536 or 512M"},
         {"cache.page_bytes", "12K", "[cache] page_bytes: 12K is out of range 4K..1G, powers of two (or auto)"},
         {"cache.cache_max_entry_count", "1.5",
@@ -240,7 +248,7 @@ static void test_long_texts(void) {
     CU_ASSERT_EQUAL(perch_options_set(&o, "model.path", text, &err), PERCH_E_CONFIG);
     CU_ASSERT_STRING_EQUAL(err.message, "[model] path: the path is 1024 bytes long, 1023 are allowed");
     CU_ASSERT_EQUAL(perch_options_set(&o, "engine.device", text, &err), PERCH_E_CONFIG);
-    CU_ASSERT_PTR_NOT_NULL(strstr(err.message, "xxx...' is not one of auto | cpu"));
+    CU_ASSERT_PTR_NOT_NULL(strstr(err.message, "xxx...' is not one of auto | cpu | cuda"));
     text[PERCH_PATH_CAP - 1] = 0;
     CU_ASSERT_EQUAL(perch_options_set(&o, "model.path", text, &err), PERCH_OK);
     CU_ASSERT_EQUAL(perch_options_get(&o, "model.path", out, sizeof out, &err), PERCH_OK);
@@ -282,8 +290,9 @@ static void test_fields_set_directly_are_checked(void) {
         change;                                                                                                        \
         check_refused(&o, message);                                                                                    \
     } while (0)
-    REFUSED(o.device = (perch_device)2, "[engine] device: the value 2 stands for none of auto | cpu");
-    REFUSED(o.mapping = (perch_mapping)-1, "[cache] mapping: the value 4294967295 stands for none of vmm");
+    REFUSED(o.device = (perch_device)3, "[engine] device: the value 3 stands for none of auto | cpu | cuda");
+    REFUSED(o.mapping = (perch_mapping)-1,
+            "[cache] mapping: the value 4294967295 stands for none of auto | vmm | table");
     REFUSED(o.max_batch_size = 0, "[engine] max_batch_size: 0 is out of range 1..4096");
     REFUSED(o.session_len = UINT32_MAX, "[engine] session_len: 4294967295 is out of range 1..16777216 (or auto)");
     REFUSED(o.cache_chunk_size = INT32_MIN, "[cache] cache_chunk_size: -2147483648 is out of range -1 or 1..1048576");

@@ -175,8 +175,8 @@ PERCH_API perch_status perch_options_init(perch_options *options, size_t struct_
 
 /*
  * Reads an INI file over what is there. host may be NULL. An unknown, misspelt, repeated or out-of-range key is
- * E_CONFIG with "file: [section] key: reason"; options are then unchanged. A relative [model] path or tokenizer_path
- * is taken from the INI file's folder.
+ * E_CONFIG with "file: [section] key: reason"; options are then unchanged. A relative [model] path, tokenizer_path
+ * or cache_dir is taken from the INI file's folder.
  */
 PERCH_API perch_status perch_options_load_ini(perch_options *options, const char *file, const perch_ini_host *host,
                                               perch_error *err);
