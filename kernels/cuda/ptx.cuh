@@ -20,6 +20,19 @@ __device__ __forceinline__ void cp_async16(void *dst, const void *src, bool vali
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(n)
                  : "memory");
 }
+/* The L2 policy of data that is read once: it is the first to leave. */
+__device__ __forceinline__ uint64_t evict_first_policy() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+/* As cp_async16, under such a policy; a line of 128 bytes comes to L2 whole. */
+__device__ __forceinline__ void cp_async16_once(void *dst, const void *src, bool valid, uint64_t policy) {
+    int n = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(shared_address(dst)),
+                 "l"(src), "r"(n), "l"(policy)
+                 : "memory");
+}
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /* Waits until at most `left` of this thread's groups are under way. */
 template <int left> __device__ __forceinline__ void cp_async_wait() {

@@ -4,6 +4,8 @@
 
 namespace ptx {
 inline void cp_async16(void *dst, const void *src, bool pred = true) { simt::cp_async(dst, src, 16, pred ? 16 : 0); }
+inline uint64_t evict_first_policy() { return 0; }
+inline void cp_async16_once(void *dst, const void *src, bool valid, uint64_t) { cp_async16(dst, src, valid); }
 inline void cp_async_commit() { simt::cp_async_commit(); }
 template <int left> inline void cp_async_wait() { simt::cp_async_wait(left); }
 
