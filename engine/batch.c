@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* -------------------------------------------------------------------- build -- */
@@ -137,15 +138,36 @@ static perch_status sample_row(perch_engine *e, completion *c, const float *logi
     return status;
 }
 
-/* What the host does with logits: tests look at them, prompts get their log-probabilities, and tokens are chosen. */
+/* For a test's tap, which is shown the rows when the tokens before them are known. */
+static perch_status keep_logits(perch_engine *e, flight *f, const float *logits, perch_error *err) {
+    size_t n_bytes = (size_t)f->n_logits * e->config.vocab_size * sizeof *logits;
+    f->kept_logits = malloc(n_bytes + 1);
+    if (!f->kept_logits) {
+        return err_nomem(err, "the tap's logits");
+    }
+    memcpy(f->kept_logits, logits, n_bytes);
+    return PERCH_OK;
+}
+
+static void tap_logits(perch_engine *e, flight *f) {
+    const float *logits = f->kept_logits;
+    for (uint32_t r = 0; logits && r < f->n_rows; r++) {
+        const flight_row *row = &f->rows[r];
+        if (row->c && row->n_logits) {
+            e->tap(e->tap_user, row->c->seq->tokens, row->first_position + row->n_tokens - row->n_logits, row->n_logits,
+                   logits);
+        }
+        logits += row->n_logits * (size_t)e->config.vocab_size;
+    }
+    free(f->kept_logits);
+    f->kept_logits = NULL;
+}
+
+/* What the host does with logits: prompts get their log-probabilities, and tokens are chosen. */
 static void read_logits(perch_engine *e, flight *f, const float *logits) {
     size_t vocab = e->config.vocab_size;
     for (uint32_t r = 0; r < f->n_rows; r++) {
         flight_row *row = &f->rows[r];
-        if (e->tap && row->n_logits) {
-            e->tap(e->tap_user, row->c->seq->tokens, row->first_position + row->n_tokens - row->n_logits, row->n_logits,
-                   logits);
-        }
         if (row->c->prompt_logprobs) {
             prompt_logprobs(e, row->c, row, logits);
         }
@@ -193,6 +215,7 @@ perch_status batch_launch(perch_engine *e, flight *f, const kernels_batch *batch
         uint64_t fetched_us = time_us();
         if (!status) {
             read_logits(e, f, logits);
+            status = e->tap ? keep_logits(e, f, logits, err) : PERCH_OK;
         }
         f->host_us += time_us() - fetched_us;
     }
@@ -357,6 +380,7 @@ static void commit_row(perch_engine *e, completion *c, const flight_row *row) {
 void batch_commit(perch_engine *e, flight *f) {
     uint32_t lane = (uint32_t)(f - e->flights);
     f->busy = false;
+    tap_logits(e, f);
     for (uint32_t r = 0; r < f->n_rows; r++) {
         completion *c = f->rows[r].c;
         if (c) {

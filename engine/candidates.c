@@ -5,6 +5,8 @@
  */
 #include "engine/candidates.h"
 
+#include "base/sampling_math.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -12,55 +14,61 @@
 static void keep_marked(candidates *c) {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < c->n; i++) {
-        if (c->keep[i]) {
-            c->id[kept] = c->id[i];
-            c->logit[kept] = c->logit[i];
-            c->weight[kept] = c->weight[i];
-            kept++;
-        }
+        c->id[kept] = c->id[i];
+        c->logit[kept] = c->logit[i];
+        c->weight[kept] = c->weight[i];
+        kept += c->keep[i];
     }
     c->n = kept;
 }
 
-static double sum(const double *values, size_t n) {
-    double total = 0;
+static uint64_t sum(const uint64_t *values, size_t n) {
+    uint64_t total = 0;
     for (size_t i = 0; i < n; i++) {
         total += values[i];
     }
     return total;
 }
 
-static double largest(const double *values, size_t n) {
-    /* Eight at a time don't wait for each other, and a vector unit takes them at once. */
-    double lane[8];
-    for (size_t j = 0; j < 8; j++) {
+static float largest(const float *values, size_t n) {
+    /* Sixteen at a time don't wait for each other, and a vector unit takes them at once. */
+    float lane[16];
+    for (size_t j = 0; j < 16; j++) {
         lane[j] = -INFINITY;
     }
-    for (; n >= 8; values += 8, n -= 8) {
-        for (size_t j = 0; j < 8; j++) {
+    for (; n >= 16; values += 16, n -= 16) {
+        for (size_t j = 0; j < 16; j++) {
             lane[j] = values[j] > lane[j] ? values[j] : lane[j];
         }
     }
     for (size_t j = 0; j < n; j++) {
         lane[j] = values[j] > lane[j] ? values[j] : lane[j];
     }
-    for (size_t j = 1; j < 8; j++) {
+    for (size_t j = 1; j < 16; j++) {
         lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
     }
     return lane[0];
 }
 
 /* log weight; the largest logit is 0 even where it is infinite. */
-static double log_weight(double logit, double best, double temperature) {
-    return logit == best ? 0.0 : (logit - best) / temperature;
+static double log_weight(float logit, float best, double inverse_temperature) {
+    return logit == best ? 0.0 : ((double)logit - (double)best) * inverse_temperature;
 }
 
-/* Bits that sort as the numbers do. Adding 0 makes one zero of both; NaN doesn't occur. */
-static uint64_t sort_key(double value) {
+/* How many of a key's bits order the set, from the lowest on. */
+enum { LOGIT_BITS = 32, DISTANCE_BITS = 64 };
+
+static void order_by_logit(candidates *c) {
+    for (uint32_t i = 0; i < c->n; i++) {
+        c->key[i] = UINT32_MAX - sampling_key(c->logit[i]);
+    }
+}
+
+/* Bits that sort as these numbers do: none is negative or NaN. */
+static uint64_t distance_key(double value) {
     uint64_t bits;
-    value += 0.0;
     memcpy(&bits, &value, sizeof bits);
-    return bits >> 63 ? ~bits : bits | UINT64_C(1) << 63;
+    return bits;
 }
 
 /* One round of the selection: the buckets that the next few bits of the keys make. */
@@ -70,53 +78,50 @@ typedef struct radix {
 } radix;
 
 /*
- * Measures the buckets of the undecided ones and finds the one in which taken reaches target; taken becomes what lies
- * before it. Returns its number, or CANDIDATES_BUCKETS where all of them together don't reach it.
+ * Measures the buckets of the undecided ones (order: NULL = all) and finds the one in which taken reaches target; taken becomes
+ * what lies before it.
  */
-static uint64_t find_bucket(candidates *c, bool weighted, uint32_t n, radix r, double *taken, double target) {
+static uint64_t find_bucket(candidates *c, bool weighted, const uint32_t *order, uint32_t n, radix r, uint64_t *taken,
+                            uint64_t target) {
+    uint64_t bucket = 0;
     memset(c->measure, 0, (size_t)(r.mask + 1) * sizeof *c->measure);
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t at = c->order[i];
-        c->measure[c->key[at] >> r.shift & r.mask] += weighted ? c->weight[at] : 1.0;
+        uint32_t at = order ? order[i] : i;
+        c->measure[c->key[at] >> r.shift & r.mask] += weighted ? c->weight[at] : 1;
     }
-    for (uint64_t bucket = 0; bucket <= r.mask; bucket++) {
-        if (c->measure[bucket] > 0 && *taken + c->measure[bucket] >= target) {
-            return bucket;
-        }
-        *taken += c->measure[bucket];
+    while (*taken + c->measure[bucket] < target) {
+        *taken += c->measure[bucket++];
     }
-    return CANDIDATES_BUCKETS;
+    return bucket;
 }
 
 /*
- * Keeps, in the order of key, then index, the shortest front whose weights (unweighted: one each) add up to target,
- * which is not above what all of them add up to, but for rounding. Sums run by bucket, and in a bucket by index.
+ * Keeps, in the order of key, then index, the shortest front whose weights (unweighted: one each) add up to target, which is
+ * more than nothing and not above what all of them add up to.
  */
-static void keep_front(candidates *c, bool weighted, double target) {
-    static const radix rounds[] = {{52, 0xFFF}, {41, 0x7FF}, {30, 0x7FF}, {19, 0x7FF}, {8, 0x7FF}, {0, 0xFF}};
+static void keep_front(candidates *c, bool weighted, unsigned key_bits, uint64_t target) {
+    const uint32_t *order = NULL;
     uint32_t n = c->n;
-    double taken = 0;
-    memset(c->keep, 0, n);
-    for (uint32_t i = 0; i < n; i++) {
-        c->order[i] = i;
-    }
-    for (size_t round = 0; round < sizeof rounds / sizeof rounds[0] && n > 1; round++) {
-        radix r = rounds[round];
-        uint64_t border = find_bucket(c, weighted, n, r, &taken, target);
+    uint64_t taken = 0;
+    for (unsigned left = key_bits; left > 0 && (n > 1 || !order);) {
+        unsigned width = left < 11 ? left : 11;
+        radix r = {left -= width, (UINT64_C(1) << width) - 1};
+        uint64_t border = find_bucket(c, weighted, order, n, r, &taken, target);
         uint32_t undecided = 0;
         for (uint32_t i = 0; i < n; i++) {
-            uint32_t at = c->order[i];
+            uint32_t at = order ? order[i] : i;
             uint64_t bucket = c->key[at] >> r.shift & r.mask;
             c->keep[at] = bucket < border;
             c->order[undecided] = at;
             undecided += bucket == border;
         }
         n = undecided;
+        order = c->order;
     }
     /* What is left has one and the same key. */
-    for (uint32_t i = 0; i < n && (i == 0 || taken < target); i++) {
-        c->keep[c->order[i]] = 1;
-        taken += weighted ? c->weight[c->order[i]] : 1.0;
+    for (uint32_t i = 0; i < n && taken < target; i++) {
+        c->keep[order[i]] = 1;
+        taken += weighted ? c->weight[order[i]] : 1;
     }
     keep_marked(c);
 }
@@ -127,9 +132,9 @@ void candidates_top_k(candidates *c, uint32_t k) {
     }
     /* Of k blocks each has a token no worse than the worst of the blocks' best: what is below that is out at once. */
     uint32_t block = c->n / k, kept = 0;
-    double least = INFINITY;
+    float least = INFINITY;
     for (uint32_t i = 0; i < k; i++) {
-        least = fmin(least, largest(c->logit + (size_t)i * block, block));
+        least = fminf(least, largest(c->logit + (size_t)i * block, block));
     }
     for (uint32_t i = 0; i < c->n; i++) {
         if (c->logit[i] >= least) {
@@ -139,68 +144,65 @@ void candidates_top_k(candidates *c, uint32_t k) {
     }
     c->n = kept;
     if (k < c->n) {
-        for (uint32_t i = 0; i < c->n; i++) {
-            c->key[i] = sort_key(-c->logit[i]);
-        }
-        keep_front(c, false, k);
+        order_by_logit(c);
+        keep_front(c, false, LOGIT_BITS, k);
     }
 }
 
-void candidates_weigh(candidates *c, double temperature) {
-    double best = largest(c->logit, c->n);
+void candidates_weigh(candidates *c, double inverse_temperature) {
+    const float best = largest(c->logit, c->n);
     for (uint32_t i = 0; i < c->n; i++) {
-        c->weight[i] = exp(log_weight(c->logit[i], best, temperature));
+        c->weight[i] = sampling_weight(c->logit[i], best, inverse_temperature);
     }
 }
 
-void candidates_typical(candidates *c, double temperature, double p) {
+void candidates_typical(candidates *c, double inverse_temperature, double p) {
     if (p >= 1) {
         return;
     }
-    double best = largest(c->logit, c->n), total = sum(c->weight, c->n), moment = 0;
+    const float best = largest(c->logit, c->n);
+    uint64_t total = sum(c->weight, c->n);
+    double moment = 0;
     for (uint32_t i = 0; i < c->n; i++) {
         if (c->weight[i] > 0) {
-            moment += c->weight[i] * log_weight(c->logit[i], best, temperature);
+            moment += (double)c->weight[i] * log_weight(c->logit[i], best, inverse_temperature);
         }
     }
     /* -log p = log total - log weight and H = log total - moment / total: the difference needs no logarithm. */
-    double mean = moment / total;
+    double mean = moment / (double)total;
     for (uint32_t i = 0; i < c->n; i++) {
-        c->key[i] = sort_key(fabs(mean - log_weight(c->logit[i], best, temperature)));
+        c->key[i] = distance_key(fabs(mean - log_weight(c->logit[i], best, inverse_temperature)));
     }
-    keep_front(c, true, p * total);
+    keep_front(c, true, DISTANCE_BITS, sampling_portion(sampling_share(p), total));
 }
 
 void candidates_top_p(candidates *c, double p) {
     if (p >= 1) {
         return;
     }
-    for (uint32_t i = 0; i < c->n; i++) {
-        c->key[i] = sort_key(-c->logit[i]);
-    }
-    keep_front(c, true, p * sum(c->weight, c->n));
+    order_by_logit(c);
+    keep_front(c, true, LOGIT_BITS, sampling_portion(sampling_share(p), sum(c->weight, c->n)));
 }
 
 void candidates_min_p(candidates *c, double p) {
     if (p <= 0) {
         return;
     }
-    double least = p * largest(c->weight, c->n);
+    uint64_t best = 0;
+    for (uint32_t i = 0; i < c->n; i++) {
+        best = c->weight[i] > best ? c->weight[i] : best;
+    }
+    uint64_t least = sampling_portion(sampling_share(p), best);
     for (uint32_t i = 0; i < c->n; i++) {
         c->keep[i] = c->weight[i] >= least;
     }
     keep_marked(c);
 }
 
-uint32_t candidates_draw(const candidates *c, double unit) {
-    double target = unit * sum(c->weight, c->n), reached = 0;
-    uint32_t last = 0;
-    for (uint32_t i = 0; i < c->n; i++) {
-        reached += c->weight[i];
-        last = c->weight[i] > 0 ? i : last;
-        if (reached > target) {
-            break;
-        }
+uint32_t candidates_draw(const candidates *c, uint64_t random) {
+    uint64_t point = sampling_point(random, sum(c->weight, c->n));
+    uint32_t i = 0;
+    for (uint64_t reached = c->weight[0]; reached <= point; reached += c->weight[++i]) {
     }
-    return last;
+    return i;
 }

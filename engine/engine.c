@@ -263,6 +263,7 @@ void perch_engine_destroy(perch_engine *e) {
     for (uint32_t lane = 0; lane < KERNELS_LANES; lane++) {
         free(e->flights[lane].rows);
         free(e->flights[lane].choices);
+        free(e->flights[lane].kept_logits);
     }
     if (e->event_fd >= 0) {
         close(e->event_fd);

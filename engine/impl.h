@@ -143,6 +143,7 @@ typedef struct flight {
     uint32_t n_rows, n_logits, n_choices;
     flight_row *rows;        /* [max_batch_size] */
     kernels_choice *choices; /* [max_batch_size] */
+    float *kept_logits;      /* for a test's tap: the step's, owned */
     uint64_t begin_us;
     uint64_t host_us;
 } flight;
@@ -193,7 +194,7 @@ struct perch_engine {
     kernels_row *batch_rows;    /* [max_batch_size] */
     uint32_t *logit_tokens;     /* [max_logit_rows] */
 
-    /* For tests: sees logits [n][vocab] of tokens position.. of a sequence as they are computed, on the step thread. */
+    /* For tests: sees logits [n][vocab] of tokens position.. of a sequence as they are committed, on the step thread. */
     void (*tap)(void *user, const int32_t *tokens, uint32_t position, uint32_t n, const float *logits);
     void *tap_user;
 };
