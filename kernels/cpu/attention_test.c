@@ -1,6 +1,6 @@
 /*
  * Rotary embedding, the KV cache and attention against the reference in double: sequences that grow by chunks over what is
- * cached, many rows a step, all classes of head size, groups of heads, windows, and both ways to find a group of KV.
+ * cached, many rows a step, all classes of head size, groups of heads, windows, and both mappings of KV memory.
  */
 #include "kernels/cpu/pair_testing.h"
 
@@ -15,11 +15,15 @@
 #define MAX_ROWS 4u
 #define MAX_LENGTH 200u
 
+typedef enum memory { VMM, TABLE, HEAP, N_MEMORIES } memory; /* HEAP: each group is a piece of its own */
+
+static const char *const memory_names[] = {"vmm", "table", "heap"};
+
 typedef struct shape {
     kernels_attention attention;
     uint32_t n_rows;
     uint32_t lengths[MAX_ROWS];
-    bool blocks;     /* groups by a table instead of a base */
+    memory memory;
     bool rotated;    /* by real angles; else by 0, so that K is exactly what was put in */
     float amplitude; /* of q and k */
 } shape;
@@ -27,7 +31,8 @@ typedef struct shape {
 /* One backend's KV memory of the sequences. */
 typedef struct cache {
     side s;
-    uint8_t **blocks[MAX_ROWS]; /* [n_groups]; each a piece of heap memory of its own */
+    memory memory;
+    uint8_t **blocks[MAX_ROWS]; /* HEAP: [n_groups] */
     kv_view views[MAX_ROWS];
 } cache;
 
@@ -35,12 +40,17 @@ static uint32_t n_groups(uint32_t length) { return (length + KV_GROUP_TOKENS - 1
 
 /* Slots get the pages that their groups reach into and no more: what lies behind is not mapped. Pages in random order. */
 static void cache_open_slots(cache *c, const shape *sh, test_rng *rng) {
-    uint64_t page_bytes = c->s.b->kv_page_granularity(c->s.d) * (1 + test_rng_below(rng, 3));
-    uint64_t slot_bytes = n_groups(MAX_LENGTH) * sh->attention.layout.group_bytes;
+    uint64_t group_bytes = sh->attention.layout.group_bytes, slot_bytes = n_groups(MAX_LENGTH) * group_bytes;
+    uint64_t granularity = c->memory == TABLE ? group_bytes : c->s.b->kv_page_granularity(c->s.d);
+    uint64_t page_bytes = granularity * (1 + test_rng_below(rng, 3));
     uint32_t pages_per_slot = (uint32_t)((slot_bytes + page_bytes - 1) / page_bytes);
     uint32_t n_pages = pages_per_slot * sh->n_rows, n = 0;
-    const kernels_kv kv = {
-        .page_bytes = page_bytes, .n_pages = n_pages, .n_slots = sh->n_rows, .pages_per_slot = pages_per_slot};
+    const kernels_kv kv = {.mapping = c->memory == TABLE ? KERNELS_TABLE : KERNELS_VMM,
+                           .page_bytes = page_bytes,
+                           .group_bytes = group_bytes,
+                           .n_pages = n_pages,
+                           .n_slots = sh->n_rows,
+                           .pages_per_slot = pages_per_slot};
     CHECK_OK(c->s.b->kv_open(c->s.d, &kv, ERR));
     uint32_t *order = test_alloc(n_pages * sizeof *order);
     for (uint32_t i = 0; i < n_pages; i++) {
@@ -49,18 +59,21 @@ static void cache_open_slots(cache *c, const shape *sh, test_rng *rng) {
         order[at] = i;
     }
     for (uint32_t r = 0; r < sh->n_rows; r++) {
-        uint64_t bytes = n_groups(sh->lengths[r]) * sh->attention.layout.group_bytes;
+        uint64_t bytes = n_groups(sh->lengths[r]) * group_bytes;
         for (uint32_t i = 0; i < (bytes + page_bytes - 1) / page_bytes; i++) {
             kv_command map = {.op = KV_MAP, .slot = r, .index = i, .page = order[n++]};
             CHECK_OK(c->s.b->kv_execute(c->s.d, &map, 1, ERR));
         }
         c->views[r] = c->s.b->kv_slot(c->s.d, r);
-        memset(c->views[r].base, 0xff, bytes); /* NaN: what a page that was used before may hold */
+        for (uint32_t g = 0; g < n_groups(sh->lengths[r]); g++) { /* NaN: what a page that was used before may hold */
+            uint8_t *group = c->views[r].blocks ? c->views[r].blocks[g] : c->views[r].base + g * group_bytes;
+            memset(group, 0xff, group_bytes);
+        }
     }
     free(order);
 }
 
-static void cache_open_blocks(cache *c, const shape *sh) {
+static void cache_open_heap(cache *c, const shape *sh) {
     for (uint32_t r = 0; r < sh->n_rows; r++) {
         uint32_t n = n_groups(sh->lengths[r]);
         c->blocks[r] = test_alloc(n * sizeof *c->blocks[r]);
@@ -72,8 +85,16 @@ static void cache_open_blocks(cache *c, const shape *sh) {
     }
 }
 
+static void cache_open(cache *c, const shape *sh, test_rng *rng) {
+    if (c->memory == HEAP) {
+        cache_open_heap(c, sh);
+    } else {
+        cache_open_slots(c, sh, rng);
+    }
+}
+
 static void cache_close(cache *c, const shape *sh) {
-    for (uint32_t r = 0; r < sh->n_rows && sh->blocks; r++) {
+    for (uint32_t r = 0; r < sh->n_rows && c->memory == HEAP; r++) {
         for (uint32_t g = 0; g < n_groups(sh->lengths[r]); g++) {
             free(c->blocks[r][g]);
         }
@@ -176,8 +197,8 @@ static double attention_tolerance(const shape *sh, bool bf16) {
     return bf16 && sh->rotated ? tolerance + score * 4 * 0x1p-8 : tolerance;
 }
 
-static void sequences_grow(const pair *p, const shape *sh, test_rng *rng) {
-    cache caches[2] = {{.s = p->cpu}, {.s = p->reference}};
+/* Two sides go through the same steps, each with its own memory. */
+static void sequences_grow(const pair *p, cache *caches, const shape *sh, double tolerance, test_rng *rng) {
     size_t width = (size_t)sh->attention.n_heads * sh->attention.layout.head_dim;
     size_t stride = width + (size_t)2 * sh->attention.layout.n_kv_heads * sh->attention.layout.head_dim;
     size_t n_most = MAX_ROWS * 130;
@@ -186,11 +207,7 @@ static void sequences_grow(const pair *p, const shape *sh, test_rng *rng) {
     step *st = test_alloc(sizeof *st);
     uint32_t done[MAX_ROWS] = {0};
     for (size_t k = 0; k < 2; k++) {
-        if (sh->blocks) {
-            cache_open_blocks(&caches[k], sh);
-        } else {
-            cache_open_slots(&caches[k], sh, rng);
-        }
+        cache_open(&caches[k], sh, rng);
     }
     for (bool more = true; more;) {
         step_plan(st, sh, done, rng);
@@ -201,11 +218,11 @@ static void sequences_grow(const pair *p, const shape *sh, test_rng *rng) {
         }
         double error = worst_error(results[0], results[1], NULL, st->batch.n_tokens * width);
         CHECK_MSG(
-            error <= attention_tolerance(sh, p->bf16),
-            "%s bf16=%d, %u heads over %u, D %u, window %u, blocks %d, rotated %d, amplitude %g, %u tokens: %g > %g",
+            error <= tolerance,
+            "%s bf16=%d, %u heads over %u, D %u, window %u, %s and %s, rotated %d, amplitude %g, %u tokens: %g > %g",
             p->isa, p->bf16, sh->attention.n_heads, sh->attention.layout.n_kv_heads, sh->attention.layout.head_dim,
-            sh->attention.window, sh->blocks, sh->rotated, (double)sh->amplitude, st->batch.n_tokens, error,
-            attention_tolerance(sh, p->bf16));
+            sh->attention.window, memory_names[caches[0].memory], memory_names[caches[1].memory], sh->rotated,
+            (double)sh->amplitude, st->batch.n_tokens, error, tolerance);
         for (size_t i = 0; i < MAX_ROWS; i++) {
             more = more || (i < sh->n_rows && done[i] < sh->lengths[i]);
         }
@@ -219,9 +236,15 @@ static void sequences_grow(const pair *p, const shape *sh, test_rng *rng) {
     free(qkv);
 }
 
+static void against_the_reference(const pair *p, const shape *sh, test_rng *rng) {
+    cache caches[2] = {{.s = p->cpu, .memory = sh->memory}, {.s = p->reference, .memory = sh->memory}};
+    sequences_grow(p, caches, sh, attention_tolerance(sh, p->bf16), rng);
+}
+
 static shape random_shape(test_rng *rng, uint32_t head_dim, bool bf16) {
     static const size_t windows[] = {0, 0, 0, 1, 7, 16, 63, 64, 65, 100, 1000};
-    shape sh = {.n_rows = 1 + (uint32_t)test_rng_below(rng, MAX_ROWS), .blocks = test_rng_below(rng, 2)};
+    shape sh = {.n_rows = 1 + (uint32_t)test_rng_below(rng, MAX_ROWS),
+                .memory = (memory)test_rng_below(rng, N_MEMORIES)};
     sh.rotated = test_rng_below(rng, 2);
     sh.amplitude = test_rng_below(rng, 3) == 0 ? 8 : 1;
     for (uint32_t r = 0; r < sh.n_rows; r++) {
@@ -246,7 +269,7 @@ static void attention_on(const pair *p, test_rng *rng) {
     for (size_t i = 0; i < COUNT(head_dims); i++) {
         for (uint64_t k = 0; k < test_scaled(1); k++) {
             shape sh = random_shape(rng, head_dims[i], p->bf16);
-            sequences_grow(p, &sh, rng);
+            against_the_reference(p, &sh, rng);
         }
     }
 }
@@ -257,17 +280,29 @@ static void attention_agrees_with_the_reference(void) { pair_each(2, attention_o
 static void wide_groups_on(const pair *p, test_rng *rng) {
     shape sh = random_shape(rng, 32, p->bf16);
     sh.attention.n_heads = 29 * sh.attention.layout.n_kv_heads;
-    sequences_grow(p, &sh, rng);
+    against_the_reference(p, &sh, rng);
 }
 
 static void attention_takes_many_heads_to_a_kv_head(void) { pair_each(2, wide_groups_on); }
+
+/* The same steps on a second device of the kind, with the other mapping: no bit differs. */
+static void mappings_on(const pair *p, test_rng *rng) {
+    static const uint32_t head_dims[] = {8, 20, 64, 128};
+    for (size_t i = 0; i < COUNT(head_dims); i++) {
+        shape sh = random_shape(rng, head_dims[i], p->bf16);
+        cache caches[2] = {{.s = p->cpu, .memory = VMM}, {.s = side_open_cpu(p->isa, p->bf16, 3), .memory = TABLE}};
+        sequences_grow(p, caches, &sh, 0, rng);
+        caches[1].s.b->close(caches[1].s.d);
+    }
+}
+
+static void both_mappings_give_the_same_bits(void) { pair_each(2, mappings_on); }
 
 /* K and V in the cache, and q, after rope_write: rotated as the formula says, in the head's own tile, and no other touched. */
 static void rope_on(const pair *p, test_rng *rng) {
     shape sh = random_shape(rng, 20, p->bf16);
     sh.n_rows = 1;
     sh.lengths[0] = 1;
-    sh.blocks = true;
     sh.rotated = true;
     sh.attention.n_heads = 2;
     sh.attention.layout.n_kv_heads = 1;
@@ -277,8 +312,8 @@ static void rope_on(const pair *p, test_rng *rng) {
     sh.attention.layout.group_bytes = 3 * tile;
     float qkv[80], *table = rotation_table(&sh);
     random_floats(rng, qkv, 80);
-    cache c = {.s = p->cpu};
-    cache_open_blocks(&c, &sh);
+    cache c = {.s = p->cpu, .memory = HEAP};
+    cache_open(&c, &sh, rng);
     uint32_t position = 7, row_of_token = 0;
     uint8_t *block = c.blocks[0][0], *other = test_alloc(sh.attention.layout.group_bytes);
     memset(other, 0xff, sh.attention.layout.group_bytes);
@@ -340,9 +375,8 @@ static void huge_scores_on(const pair *p, test_rng *rng) {
     sh.lengths[0] = 150;
     sh.attention.window = 0;
     sh.amplitude = 1000; /* scores of up to 8e6, of either sign */
-    cache c = {.s = p->cpu};
-    cache_open_blocks(&c, &sh);
-    sh.blocks = true;
+    cache c = {.s = p->cpu, .memory = HEAP};
+    cache_open(&c, &sh, rng);
     step *st = test_alloc(sizeof *st);
     uint32_t width = sh.attention.n_heads * 64, stride = width + 2 * sh.attention.layout.n_kv_heads * 64;
     float *table = rotation_table(&sh), *qkv = test_alloc((size_t)150 * stride * sizeof *qkv);
@@ -397,6 +431,7 @@ int main(int argc, char **argv) {
     static const test_case tests[] = {
         {"attention_agrees_with_the_reference", attention_agrees_with_the_reference},
         {"attention_takes_many_heads_to_a_kv_head", attention_takes_many_heads_to_a_kv_head},
+        {"both_mappings_give_the_same_bits", both_mappings_give_the_same_bits},
         {"rope_rotates_and_writes_its_own_place_only", rope_rotates_and_writes_its_own_place_only},
         {"attention_takes_huge_scores", attention_takes_huge_scores},
         {"head_sizes_out_of_range_are_refused", head_sizes_out_of_range_are_refused},

@@ -144,6 +144,7 @@ static void unknown_instruction_sets_are_refused(void) {
     CHECK_MSG(strstr(err.message, "'avx9000'") != NULL && strstr(err.message, "scalar") != NULL, "%s", err.message);
     config = (kernels_config){.dtype = KERNELS_F16, .n_threads = 1};
     CU_ASSERT(kernels_cpu()->open(&config, &device, &err) == PERCH_E_UNSUPPORTED && device == NULL);
+    CHECK_MSG(strstr(err.message, "f32 or bf16") != NULL, "%s", err.message);
     config = (kernels_config){.dtype = KERNELS_F32, .n_threads = 100000};
     CU_ASSERT(kernels_cpu()->open(&config, &device, &err) == PERCH_E_INVALID && device == NULL);
 }

@@ -33,17 +33,23 @@ struct kernels_weight {
     struct kernels_weight *next;
 };
 
-/* KV memory: one memfd; slots are places side by side in one reserved range. */
+/* KV memory: one memfd. VMM: slots are places side by side in one reserved range. TABLE: slots are tables of addresses. */
 typedef struct cpu_kv {
     int fd; /* -1: closed */
-    uint8_t *reservation;
+    kernels_mapping mapping;
+    uint8_t *reservation; /* addresses that can't be accessed: the slots; TABLE: one group */
     size_t reserved_bytes;
-    uint8_t *base; /* slot 0's place 0, aligned within the reservation */
+    uint8_t *base; /* VMM: slot 0's place 0, aligned within the reservation */
     size_t page_bytes;
     uint32_t n_pages;
     uint32_t n_slots;
     uint32_t pages_per_slot;
     uint8_t *copy_buffer; /* what KV_COPY moves at a time */
+    uint8_t *pool;        /* TABLE: all pages */
+    size_t pool_bytes;
+    uint8_t **blocks; /* TABLE: [n_slots][pages_per_slot][groups_per_page] where each group lies */
+    size_t group_bytes;
+    size_t groups_per_page;
 } cpu_kv;
 
 struct kernels_device {
@@ -91,6 +97,14 @@ perch_status cpu_kv_open(kernels_device *device, const kernels_kv *kv, perch_err
 void cpu_kv_close(kernels_device *device);
 kv_view cpu_kv_slot(const kernels_device *device, uint32_t slot);
 perch_status cpu_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
+
+/* kv_table.c: what is different with mapping = table, for kv.c */
+perch_status cpu_table_check(const kernels_kv *config, perch_error *err);
+perch_status cpu_table_plan(cpu_kv *kv, size_t group_bytes, size_t *table_bytes, perch_error *err);
+perch_status cpu_table_open(cpu_kv *kv, size_t pool_bytes, size_t table_bytes, perch_error *err);
+void cpu_table_close(cpu_kv *kv);
+uint8_t **cpu_table_place(const cpu_kv *kv, uint32_t slot, uint32_t index);
+void cpu_table_execute(const cpu_kv *kv, const kv_command *c); /* MAP, UNMAP */
 
 /* ops.c, attention_ops.c: the math, as kernels.h has it */
 perch_status cpu_embed(kernels_device *device, const kernels_weight *weight, const kernels_batch *batch,

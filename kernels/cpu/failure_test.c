@@ -125,6 +125,12 @@ static perch_status life(perch_error *err) {
     }
     uint64_t page_bytes = b->kv_page_granularity(device);
     const kernels_kv kv = {.page_bytes = page_bytes, .n_pages = 40000, .n_slots = 2, .pages_per_slot = 2};
+    const kernels_kv table = {.mapping = KERNELS_TABLE,
+                              .page_bytes = 5 * 128,
+                              .group_bytes = 128,
+                              .n_pages = 2000,
+                              .n_slots = 2,
+                              .pages_per_slot = 2};
     const kv_command commands[] = {{.op = KV_MAP, .page = 1}, {.op = KV_UNMAP}};
     (void)((status = b->alloc(device, 1000, &buffer, err)) != PERCH_OK ||
            (status = b->alloc(device, (size_t)3 << 20, &large_buffer, err)) != PERCH_OK ||
@@ -133,6 +139,11 @@ static perch_status life(perch_error *err) {
            (status = b->free_bytes(device, &bytes, err)) != PERCH_OK ||
            (status = b->kv_open(device, &kv, err)) != PERCH_OK || /* over two fallocates */
            (status = b->kv_execute(device, commands, 2, err)) != PERCH_OK);
+    if (status == PERCH_OK) {
+        b->kv_close(device);
+        (void)((status = b->kv_open(device, &table, err)) != PERCH_OK ||
+               (status = b->kv_execute(device, commands, 2, err)) != PERCH_OK);
+    }
     b->free(device, buffer);
     b->weight_destroy(device, small);
     b->close(device);

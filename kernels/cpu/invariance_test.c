@@ -1,6 +1,6 @@
 /*
  * Batch invariance, to the bit: what a token gives is the same alone, one token at a time on one thread, and in any company:
- * other sequences, other cuts into chunks, other numbers of threads, and memory full of NaN.
+ * other sequences, other cuts into chunks, other numbers of threads, another mapping, and memory full of NaN.
  *
  * The subject is a whole layer with everything that a model has, from embedding to logits.
  */
@@ -74,7 +74,33 @@ typedef struct layer {
     kernels_attention attention;
 } layer;
 
-static void layer_open(layer *l, const spec *sp, const char *isa, bool bf16, uint32_t n_threads) {
+/* KV memory for all sequences. Full of NaN, or of 0: a page that another sequence had may hold anything. */
+static void layer_open_kv(layer *l, kernels_mapping mapping, bool nan) {
+    side s = l->s;
+    uint64_t group_bytes = l->attention.layout.group_bytes;
+    uint32_t groups = (MAX_LENGTH + KV_GROUP_TOKENS - 1) / KV_GROUP_TOKENS;
+    uint64_t page_bytes = mapping == KERNELS_TABLE ? 3 * group_bytes : s.b->kv_page_granularity(s.d);
+    uint32_t pages = (uint32_t)((groups * group_bytes + page_bytes - 1) / page_bytes);
+    const kernels_kv kv = {.mapping = mapping,
+                           .page_bytes = page_bytes,
+                           .group_bytes = group_bytes,
+                           .n_pages = N_SEQUENCES * pages,
+                           .n_slots = N_SEQUENCES,
+                           .pages_per_slot = pages};
+    CHECK_OK(s.b->kv_open(s.d, &kv, ERR));
+    for (uint32_t i = 0; i < N_SEQUENCES * pages; i++) { /* neighbours in a slot are no run in memory */
+        kv_command map = {.op = KV_MAP, .slot = i / pages, .index = i % pages, .page = N_SEQUENCES * pages - 1 - i};
+        CHECK_OK(s.b->kv_execute(s.d, &map, 1, ERR));
+    }
+    for (uint32_t i = 0; i < N_SEQUENCES * groups; i++) {
+        kv_view view = s.b->kv_slot(s.d, i / groups);
+        uint32_t g = i % groups;
+        memset(view.blocks != NULL ? view.blocks[g] : view.base + g * group_bytes, nan ? 0xff : 0, group_bytes);
+    }
+}
+
+static void layer_open(layer *l, const spec *sp, const char *isa, bool bf16, uint32_t n_threads,
+                       kernels_mapping mapping) {
     *l = (layer){.s = side_open_cpu(isa, bf16, n_threads), .sp = sp};
     side s = l->s;
     uint32_t qkv = qkv_width(sp), heads = sp->n_heads * sp->head_dim;
@@ -98,18 +124,7 @@ static void layer_open(layer *l, const spec *sp, const char *isa, bool bf16, uin
     l->attention.n_heads = sp->n_heads;
     l->attention.window = sp->window;
     l->attention.scale = (float)(1 / sqrt(sp->head_dim));
-    uint64_t page_bytes = s.b->kv_page_granularity(s.d);
-    uint64_t slot_bytes = (MAX_LENGTH + KV_GROUP_TOKENS - 1) / KV_GROUP_TOKENS * layout->group_bytes;
-    uint32_t pages = (uint32_t)((slot_bytes + page_bytes - 1) / page_bytes);
-    const kernels_kv kv = {
-        .page_bytes = page_bytes, .n_pages = N_SEQUENCES * pages, .n_slots = N_SEQUENCES, .pages_per_slot = pages};
-    CHECK_OK(s.b->kv_open(s.d, &kv, ERR));
-    for (uint32_t i = 0; i < N_SEQUENCES * pages; i++) {
-        kv_command map = {.op = KV_MAP, .slot = i / pages, .index = i % pages, .page = i};
-        CHECK_OK(s.b->kv_execute(s.d, &map, 1, ERR));
-        /* Odd runs begin on memory full of NaN, as a page that another sequence had may be. */
-        memset(s.b->kv_slot(s.d, 0).base + i * page_bytes, n_threads % 2 ? 0 : 0xff, page_bytes);
-    }
+    layer_open_kv(l, mapping, n_threads > 1);
 }
 
 typedef struct chunk {
@@ -236,18 +251,20 @@ static void layers_are_invariant(bool bf16) {
             logits_alloc(&sp, alone);
             logits_alloc(&sp, mixed);
             layer l;
-            layer_open(&l, &sp, *isa, bf16, 1);
+            layer_open(&l, &sp, *isa, bf16, 1, KERNELS_VMM);
             run_alone(&l, alone);
             l.s.b->close(l.s.d);
             for (size_t k = 0; k < COUNT(thread_counts); k++) {
-                layer_open(&l, &sp, *isa, bf16, thread_counts[k]);
+                kernels_mapping mapping = k % 2 ? KERNELS_VMM : KERNELS_TABLE;
+                layer_open(&l, &sp, *isa, bf16, thread_counts[k], mapping);
                 run_mixed(&l, &rng, mixed);
                 l.s.b->close(l.s.d);
                 for (size_t s = 0; s < N_SEQUENCES; s++) {
                     size_t different = n_different(&sp, alone, mixed, s, sp.lengths[s]);
-                    CHECK_MSG(different == 0, "%s bf16=%d, seed %llu, %u threads: %zu of %u tokens of sequence %zu",
-                              *isa, bf16, (unsigned long long)(seed + i), thread_counts[k], different, sp.lengths[s],
-                              s);
+                    CHECK_MSG(different == 0,
+                              "%s bf16=%d, seed %llu, %u threads, mapping %d: %zu of %u tokens of sequence %zu", *isa,
+                              bf16, (unsigned long long)(seed + i), thread_counts[k], (int)mapping, different,
+                              sp.lengths[s], s);
                 }
             }
             CHECK_MSG(isfinite(alone[0][0]), "%s bf16=%d: the layer computes %g", *isa, bf16, (double)alone[0][0]);
@@ -303,7 +320,7 @@ static void nan_stays_on(const char *isa, bool bf16, uint64_t seed) {
     logits_alloc(&sp, clean);
     logits_alloc(&sp, mixed);
     layer l;
-    layer_open(&l, &sp, isa, bf16, 1);
+    layer_open(&l, &sp, isa, bf16, 1, KERNELS_VMM);
     run_alone(&l, clean);
     spec_poison(&sp, &rng, poisoned);
     run_mixed(&l, &rng, mixed);

@@ -1,7 +1,8 @@
 /*
- * KV memory with `mapping = vmm`. The pages are one memfd, allocated in full when it is opened; the slots lie side by side in
+ * KV memory. The pages are one memfd, allocated in full when it is opened. With `mapping = vmm` the slots lie side by side in
  * one reserved range of addresses that can't be accessed. To map a page is to map its part of the memfd over its place, to
  * unmap it is to reserve that place again; the processor's own page tables do the rest. A page may be at several places.
+ * What `mapping = table` does instead is in kv_table.c.
  *
  * Each mapped run that continues neither its neighbour's place nor its page is an area of its own to the kernel, which
  * allows a process vm.max_map_count of them. kv_open refuses shapes that could exceed it, so that no step ever does.
@@ -53,15 +54,11 @@ static uint64_t areas_left(uint64_t *allowed) {
     return *allowed > used ? *allowed - used : 0;
 }
 
-static perch_status check_shape(const kernels_kv *config, perch_error *err) {
+static perch_status check_vmm(const kernels_kv *config, perch_error *err) {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     if (config->page_bytes == 0 || config->page_bytes % page != 0) {
         return err_set(err, PERCH_E_INVALID, "page_bytes = %" PRIu64 " is no multiple of the system's page, %" PRIu64,
                        config->page_bytes, page);
-    }
-    if (config->n_pages == 0 || config->n_slots == 0 || config->pages_per_slot == 0) {
-        return err_set(err, PERCH_E_INVALID, "KV memory of %u pages in %u slots of %u pages", config->n_pages,
-                       config->n_slots, config->pages_per_slot);
     }
     /* Each place may be an area, and what is free behind a slot's last one. */
     uint64_t areas = (uint64_t)config->n_slots * ((uint64_t)config->pages_per_slot + 1);
@@ -76,8 +73,16 @@ static perch_status check_shape(const kernels_kv *config, perch_error *err) {
     return PERCH_OK;
 }
 
+static perch_status check_shape(const kernels_kv *config, perch_error *err) {
+    if (config->n_pages == 0 || config->n_slots == 0 || config->pages_per_slot == 0) {
+        return err_set(err, PERCH_E_INVALID, "KV memory of %u pages in %u slots of %u pages", config->n_pages,
+                       config->n_slots, config->pages_per_slot);
+    }
+    return config->mapping == KERNELS_TABLE ? cpu_table_check(config, err) : check_vmm(config, err);
+}
+
 /* Whether the memory is there and a file may be that large; found out before, since the kernel answers with a signal. */
-static perch_status check_room(size_t bytes, perch_error *err) {
+static perch_status check_room(size_t bytes, size_t table_bytes, perch_error *err) {
     struct rlimit limit;
     if (bytes > INT64_MAX ||
         (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && bytes > limit.rlim_cur)) {
@@ -89,6 +94,10 @@ static perch_status check_room(size_t bytes, perch_error *err) {
     if (status == PERCH_OK && bytes > left) {
         status = err_set(err, PERCH_E_NO_ROOM, "%zu bytes of KV memory do not fit into the %" PRIu64 " that are free",
                          bytes, left);
+    } else if (status == PERCH_OK && table_bytes > left - bytes) {
+        status = err_set(err, PERCH_E_NO_ROOM,
+                         "tables of %zu bytes beside %zu of KV memory do not fit into the %" PRIu64 " that are free",
+                         table_bytes, bytes, left);
     }
     return status;
 }
@@ -139,11 +148,13 @@ perch_status cpu_kv_open(kernels_device *device, const kernels_kv *config, perch
     if (status != PERCH_OK) {
         return status;
     }
+    kv->mapping = config->mapping;
     kv->page_bytes = (size_t)config->page_bytes;
     kv->n_pages = config->n_pages;
     kv->n_slots = config->n_slots;
     kv->pages_per_slot = config->pages_per_slot;
-    size_t bytes;
+    const bool table = kv->mapping == KERNELS_TABLE;
+    size_t bytes, table_bytes = 0;
     if (!mul_size(kv->page_bytes, kv->n_pages, &bytes)) {
         status = err_set(err, PERCH_E_NO_ROOM, "%u pages of %zu bytes", kv->n_pages, kv->page_bytes);
         goto fail;
@@ -153,12 +164,15 @@ perch_status cpu_kv_open(kernels_device *device, const kernels_kv *config, perch
         status = err_nomem(err, "the KV copy buffer");
         goto fail;
     }
-    status = reserve_slots(kv, err);
+    status = table ? cpu_table_plan(kv, (size_t)config->group_bytes, &table_bytes, err) : reserve_slots(kv, err);
     if (status == PERCH_OK) {
-        status = check_room(bytes, err);
+        status = check_room(bytes, table_bytes, err);
     }
     if (status == PERCH_OK) {
         status = open_pages(kv, bytes, err);
+    }
+    if (status == PERCH_OK && table) {
+        status = cpu_table_open(kv, bytes, table_bytes, err);
     }
     if (status != PERCH_OK) {
         goto fail;
@@ -171,6 +185,7 @@ fail:
 
 void cpu_kv_close(kernels_device *device) {
     cpu_kv *kv = &device->kv;
+    cpu_table_close(kv);
     if (kv->reservation != NULL) {
         munmap(kv->reservation, kv->reserved_bytes);
     }
@@ -186,8 +201,10 @@ static uint8_t *place(const cpu_kv *kv, uint32_t slot, uint32_t index) {
 }
 
 kv_view cpu_kv_slot(const kernels_device *device, uint32_t slot) {
-    assert(slot < device->kv.n_slots);
-    return (kv_view){.base = place(&device->kv, slot, 0)};
+    const cpu_kv *kv = &device->kv;
+    assert(slot < kv->n_slots);
+    return kv->mapping == KERNELS_TABLE ? (kv_view){.blocks = cpu_table_place(kv, slot, 0)}
+                                        : (kv_view){.base = place(kv, slot, 0)};
 }
 
 static perch_status map_run(const cpu_kv *kv, const kv_command *first, size_t n, perch_error *err) {
@@ -275,6 +292,11 @@ perch_status cpu_kv_execute(kernels_device *device, const kv_command *commands, 
             return err_set(err, PERCH_E_INVALID,
                            "KV command %zu (op %u, slot %u, index %u, page %u, source %u) does not fit", i, c->op,
                            c->slot, c->index, c->page, c->source);
+        }
+        if (kv->mapping == KERNELS_TABLE && c->op != KV_COPY) {
+            cpu_table_execute(kv, c);
+            i++;
+            continue;
         }
         size_t length = c->op == KV_COPY ? 1 : run_length(kv, c, n - i);
         perch_status status = c->op == KV_MAP     ? map_run(kv, c, length, err)

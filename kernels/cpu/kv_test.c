@@ -1,6 +1,6 @@
 /*
- * The mapping of KV pages: what is written through one slot is read through another that has the page, what is unmapped can't
- * be reached, runs are one call, and shapes that can't work are refused when the memory is opened.
+ * The mapping of KV pages, both ways: what is written through one slot is read through another that has the page, what is
+ * unmapped can't be reached, runs are one call, and shapes that can't work are refused when the memory is opened.
  */
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/pair_testing.h"
@@ -19,6 +19,10 @@
 #define N_SLOTS 3u
 #define PAGES_PER_SLOT 8u
 
+/* TABLE: a group, no multiple of anything that the system has; pages hold five of them. */
+#define GROUP_BYTES ((uint64_t)3 * 1024 + 64)
+#define GROUPS_PER_PAGE 5u
+
 static perch_status kv_open(side s, uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots, uint32_t pages_per_slot,
                             perch_error *err) {
     const kernels_kv kv = {
@@ -26,11 +30,29 @@ static perch_status kv_open(side s, uint64_t page_bytes, uint32_t n_pages, uint3
     return s.b->kv_open(s.d, &kv, err);
 }
 
-static side open_kv(uint64_t *page_bytes) {
+static side open_kv(kernels_mapping mapping, uint64_t *page_bytes) {
     side s = side_open_cpu(NULL, false, 1);
-    *page_bytes = s.b->kv_page_granularity(s.d) * 2;
-    CHECK_OK(kv_open(s, *page_bytes, N_PAGES, N_SLOTS, PAGES_PER_SLOT, ERR));
+    *page_bytes = mapping == KERNELS_TABLE ? GROUPS_PER_PAGE * GROUP_BYTES : s.b->kv_page_granularity(s.d) * 2;
+    const kernels_kv kv = {.mapping = mapping,
+                           .page_bytes = *page_bytes,
+                           .group_bytes = GROUP_BYTES,
+                           .n_pages = N_PAGES,
+                           .n_slots = N_SLOTS,
+                           .pages_per_slot = PAGES_PER_SLOT};
+    CHECK_OK(s.b->kv_open(s.d, &kv, ERR));
     return s;
+}
+
+/* Runs a test with either mapping. */
+static void with_both(void (*test)(kernels_mapping mapping)) {
+    test(KERNELS_VMM);
+    test(KERNELS_TABLE);
+}
+
+/* Where a slot's place is now. A page's bytes are one run with either mapping. */
+static uint8_t *at(side s, uint32_t slot, uint32_t index) {
+    kv_view view = s.b->kv_slot(s.d, slot);
+    return view.blocks != NULL ? view.blocks[(size_t)index * GROUPS_PER_PAGE] : view.base + index * s.d->kv.page_bytes;
 }
 
 static void execute(side s, const kv_command *commands, size_t n) { CHECK_OK(s.b->kv_execute(s.d, commands, n, ERR)); }
@@ -80,37 +102,65 @@ static bool is_mapped(const uint8_t *at) {
     return a.is_memfd && strcmp(a.permissions, "rw-s") == 0;
 }
 
-static void a_page_shows_in_every_slot_that_has_it(void) {
+static void pages_show_on(kernels_mapping mapping) {
     uint64_t page_bytes;
-    side s = open_kv(&page_bytes);
-    uint8_t *a = s.b->kv_slot(s.d, 0).base, *b = s.b->kv_slot(s.d, 2).base;
+    side s = open_kv(mapping, &page_bytes);
     map(s, 0, 0, 5);
     map(s, 0, 1, 7);
     map(s, 2, 3, 5);
-    memset(a, 0x11, page_bytes);
-    memset(a + page_bytes, 0x22, page_bytes);
-    CU_ASSERT(b[3 * page_bytes] == 0x11 && b[4 * page_bytes - 1] == 0x11);
-    b[3 * page_bytes + 9] = 0x33;
-    CU_ASSERT(a[9] == 0x33);
+    memset(at(s, 0, 0), 0x11, page_bytes);
+    memset(at(s, 0, 1), 0x22, page_bytes);
+    CU_ASSERT(at(s, 2, 3)[0] == 0x11 && at(s, 2, 3)[page_bytes - 1] == 0x11);
+    at(s, 2, 3)[9] = 0x33;
+    CU_ASSERT(at(s, 0, 0)[9] == 0x33);
     map(s, 0, 0, 7); /* what was mapped there is replaced */
-    CU_ASSERT(a[9] == 0x22);
-    CU_ASSERT(b[3 * page_bytes + 9] == 0x33);
+    CU_ASSERT(at(s, 0, 0)[9] == 0x22);
+    CU_ASSERT(at(s, 2, 3)[9] == 0x33);
     s.b->close(s.d);
 }
 
-static void pages_keep_their_bytes_while_unmapped(void) {
+static void a_page_shows_in_every_slot_that_has_it(void) { with_both(pages_show_on); }
+
+static void pages_keep_on(kernels_mapping mapping) {
     uint64_t page_bytes;
-    side s = open_kv(&page_bytes);
-    uint8_t *a = s.b->kv_slot(s.d, 1).base;
+    side s = open_kv(mapping, &page_bytes);
     for (uint32_t page = 0; page < N_PAGES; page++) {
-        map(s, 1, page % PAGES_PER_SLOT, page);
-        CU_ASSERT(a[page % PAGES_PER_SLOT * page_bytes] == 0);
-        memset(a + page % PAGES_PER_SLOT * page_bytes, (int)page + 1, page_bytes);
-        unmap(s, 1, page % PAGES_PER_SLOT);
+        uint32_t index = page % PAGES_PER_SLOT;
+        map(s, 1, index, page);
+        CU_ASSERT(at(s, 1, index)[0] == 0);
+        memset(at(s, 1, index), (int)page + 1, page_bytes);
+        unmap(s, 1, index);
     }
     for (uint32_t page = 0; page < N_PAGES; page++) {
         map(s, 1, 4, page);
-        CU_ASSERT(a[4 * page_bytes] == page + 1 && a[5 * page_bytes - 1] == page + 1);
+        CU_ASSERT(at(s, 1, 4)[0] == page + 1 && at(s, 1, 4)[page_bytes - 1] == page + 1);
+    }
+    s.b->close(s.d);
+}
+
+static void pages_keep_their_bytes_while_unmapped(void) { with_both(pages_keep_on); }
+
+/* A slot's groups, one after the other through its table, are the bytes of its pages. */
+static void a_table_has_every_group(void) {
+    uint64_t page_bytes;
+    side s = open_kv(KERNELS_TABLE, &page_bytes);
+    uint8_t *const *blocks = s.b->kv_slot(s.d, 2).blocks;
+    CU_ASSERT(s.b->kv_slot(s.d, 2).base == NULL);
+    map(s, 2, 1, 11);
+    map(s, 2, 0, 3);
+    map(s, 2, PAGES_PER_SLOT - 1, 0);
+    for (uint32_t g = 0; g < GROUPS_PER_PAGE; g++) {
+        CU_ASSERT(blocks[g] == at(s, 2, 0) + g * GROUP_BYTES);
+        CU_ASSERT(blocks[GROUPS_PER_PAGE + g] == blocks[g] + 8 * page_bytes); /* page 11 is 8 behind page 3 */
+        CU_ASSERT(blocks[GROUPS_PER_PAGE * (PAGES_PER_SLOT - 1) + g] == blocks[g] - 3 * page_bytes);
+    }
+    for (uint32_t index = 2; index < PAGES_PER_SLOT - 1; index++) {
+        CU_ASSERT(!is_mapped(at(s, 2, index)));
+    }
+    for (uint32_t slot = 0; slot < 2; slot++) { /* nor did the neighbours get anything */
+        for (uint32_t index = 0; index < PAGES_PER_SLOT; index++) {
+            CU_ASSERT(!is_mapped(at(s, slot, index)));
+        }
     }
     s.b->close(s.d);
 }
@@ -134,32 +184,38 @@ static bool faults(const volatile uint8_t *at) {
     return fault;
 }
 
-static void what_is_unmapped_cannot_be_reached(void) {
+static void unmapped_on(kernels_mapping mapping) {
     uint64_t page_bytes;
-    side s = open_kv(&page_bytes);
-    uint8_t *a = s.b->kv_slot(s.d, 1).base;
-    CU_ASSERT(!is_mapped(a) && faults(a));
+    side s = open_kv(mapping, &page_bytes);
+    uint64_t reach = mapping == KERNELS_TABLE ? GROUP_BYTES : page_bytes; /* one address's, by mistake */
+    CU_ASSERT(!is_mapped(at(s, 1, 0)) && faults(at(s, 1, 0)));
     for (uint32_t i = 0; i < 3; i++) {
         map(s, 1, i, i);
     }
-    CU_ASSERT(is_mapped(a) && !faults(a) && is_mapped(a + page_bytes) && is_mapped(a + 2 * page_bytes));
-    CU_ASSERT(faults(a + 3 * page_bytes));
+    CU_ASSERT(is_mapped(at(s, 1, 0)) && !faults(at(s, 1, 0)) && is_mapped(at(s, 1, 1)) && is_mapped(at(s, 1, 2)));
+    CU_ASSERT(faults(at(s, 1, 3)));
     unmap(s, 1, 1);
-    CU_ASSERT(is_mapped(a) && !is_mapped(a + page_bytes) && is_mapped(a + 2 * page_bytes));
-    CU_ASSERT(faults(a + page_bytes) && faults(a + 2 * page_bytes - 1));
-    CHECK_MSG(strcmp(area_at(a + page_bytes, a + page_bytes + 1).permissions, "---p") == 0, "%s",
-              area_at(a + page_bytes, a + page_bytes + 1).permissions);
+    CU_ASSERT(is_mapped(at(s, 1, 0)) && !is_mapped(at(s, 1, 1)) && is_mapped(at(s, 1, 2)));
+    CU_ASSERT(faults(at(s, 1, 1)) && faults(at(s, 1, 1) + reach - 1));
+    area gone = area_at(at(s, 1, 1), at(s, 1, 1) + 1);
+    CHECK_MSG(strcmp(gone.permissions, "---p") == 0, "%s", gone.permissions);
+    for (uint32_t g = 0; g < GROUPS_PER_PAGE && mapping == KERNELS_TABLE; g++) {
+        CU_ASSERT(faults(s.b->kv_slot(s.d, 1).blocks[GROUPS_PER_PAGE + g] + GROUP_BYTES - 1));
+    }
     map(s, 1, 1, 9);
-    CU_ASSERT(is_mapped(a + page_bytes) && !faults(a + page_bytes));
+    CU_ASSERT(is_mapped(at(s, 1, 1)) && !faults(at(s, 1, 1)));
     unmap(s, 1, 7); /* what was never mapped may be unmapped */
+    const uint8_t *last = at(s, 1, 0);
     s.b->kv_close(s.d);
-    CU_ASSERT(!is_mapped(a));
+    CU_ASSERT(!is_mapped(last));
     s.b->close(s.d);
 }
 
+static void what_is_unmapped_cannot_be_reached(void) { with_both(unmapped_on); }
+
 static void runs_are_mapped_and_unmapped_at_once(void) {
     uint64_t page_bytes;
-    side s = open_kv(&page_bytes);
+    side s = open_kv(KERNELS_VMM, &page_bytes);
     uint8_t *a = s.b->kv_slot(s.d, 0).base;
     kv_command commands[PAGES_PER_SLOT];
     for (uint32_t i = 0; i < PAGES_PER_SLOT; i++) {
@@ -171,7 +227,7 @@ static void runs_are_mapped_and_unmapped_at_once(void) {
     for (uint32_t i = 0; i < PAGES_PER_SLOT; i++) {
         a[i * page_bytes] = (uint8_t)(100 + i);
         map(s, 2, 0, commands[i].page);
-        CHECK_MSG(s.b->kv_slot(s.d, 2).base[0] == 100 + i, "place %u does not show page %u", i, commands[i].page);
+        CHECK_MSG(at(s, 2, 0)[0] == 100 + i, "place %u does not show page %u", i, commands[i].page);
         commands[i] = (kv_command){.op = KV_UNMAP, .slot = 0, .index = i};
     }
     execute(s, commands, PAGES_PER_SLOT);
@@ -181,9 +237,9 @@ static void runs_are_mapped_and_unmapped_at_once(void) {
 }
 
 /* Neighbours in one list that must not be taken for a run. */
-static void runs_end_where_the_slot_the_place_or_the_operation_changes(void) {
+static void run_ends_on(kernels_mapping mapping) {
     uint64_t page_bytes;
-    side s = open_kv(&page_bytes);
+    side s = open_kv(mapping, &page_bytes);
     const kv_command commands[] = {
         {.op = KV_MAP, .slot = 0, .index = 7, .page = 3}, {.op = KV_MAP, .slot = 1, .index = 0, .page = 4},
         {.op = KV_MAP, .slot = 1, .index = 2, .page = 5}, {.op = KV_UNMAP, .slot = 1, .index = 3},
@@ -197,15 +253,17 @@ static void runs_end_where_the_slot_the_place_or_the_operation_changes(void) {
     uint32_t wrong = 0;
     for (uint32_t slot = 0; slot < N_SLOTS; slot++) {
         for (uint32_t i = 0; i < PAGES_PER_SLOT; i++) {
-            wrong += is_mapped(s.b->kv_slot(s.d, slot).base + i * page_bytes) != wanted[slot][i];
+            wrong += is_mapped(at(s, slot, i)) != wanted[slot][i];
         }
     }
     CHECK_MSG(wrong == 0, "%u places", wrong);
-    s.b->kv_slot(s.d, 2).base[4 * page_bytes] = 77;
+    at(s, 2, 4)[0] = 77;
     map(s, 0, 0, 7);
-    CU_ASSERT(s.b->kv_slot(s.d, 0).base[0] == 77);
+    CU_ASSERT(at(s, 0, 0)[0] == 77);
     s.b->close(s.d);
 }
+
+static void runs_end_where_the_slot_the_place_or_the_operation_changes(void) { with_both(run_ends_on); }
 
 static uint64_t resident_bytes(void) {
     uint64_t size = 0, pages = 0;
@@ -217,13 +275,20 @@ static uint64_t resident_bytes(void) {
     return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-static void copies_are_whole_and_leave_no_mapping(void) {
+static void copies_on(kernels_mapping mapping) {
     side s = side_open_cpu(NULL, false, 1);
-    const uint64_t page_bytes = 3 << 20; /* more than one piece, and not a multiple of it */
-    CHECK_OK(kv_open(s, page_bytes, 20, 1, 2, ERR));
-    uint8_t *a = s.b->kv_slot(s.d, 0).base;
+    /* Several pieces, the last of them short. */
+    const uint64_t page_bytes = mapping == KERNELS_TABLE ? GROUPS_PER_PAGE * 640064 : (3 << 20) + 4096;
+    const kernels_kv kv = {.mapping = mapping,
+                           .page_bytes = page_bytes,
+                           .group_bytes = page_bytes / GROUPS_PER_PAGE,
+                           .n_pages = 20,
+                           .n_slots = 1,
+                           .pages_per_slot = 2};
+    CHECK_OK(s.b->kv_open(s.d, &kv, ERR));
     test_rng rng = {1};
     map(s, 0, 0, 3);
+    uint8_t *a = at(s, 0, 0);
     for (size_t i = 0; i < page_bytes; i += 8) {
         uint64_t value = test_rng_next(&rng);
         memcpy(a + i, &value, 8);
@@ -235,34 +300,37 @@ static void copies_are_whole_and_leave_no_mapping(void) {
     uint64_t grown = resident_bytes() - before;
     CHECK_MSG(grown < page_bytes || resident_bytes() < before, "16 copies left %" PRIu64 " bytes resident", grown);
     map(s, 0, 1, 19);
-    CU_ASSERT(memcmp(a, a + page_bytes, page_bytes) == 0);
+    CU_ASSERT(memcmp(a, at(s, 0, 1), page_bytes) == 0);
     a[0] ^= 1;
-    CU_ASSERT(a[page_bytes] != a[0]); /* it is a copy */
+    CU_ASSERT(at(s, 0, 1)[0] != a[0]); /* it is a copy */
     s.b->close(s.d);
 }
 
+static void copies_are_whole_and_leave_no_mapping(void) { with_both(copies_on); }
+
 /* In order: what a copy takes is what the commands before it have made. */
-static void commands_are_executed_in_order(void) {
+static void order_on(kernels_mapping mapping) {
     uint64_t page_bytes;
-    side s = open_kv(&page_bytes);
-    uint8_t *a = s.b->kv_slot(s.d, 0).base;
+    side s = open_kv(mapping, &page_bytes);
     map(s, 0, 0, 0);
     map(s, 0, 1, 1);
-    a[0] = 1;
-    a[page_bytes] = 2;
+    at(s, 0, 0)[0] = 1;
+    at(s, 0, 1)[0] = 2;
     const kv_command commands[] = {
         {.op = KV_COPY, .page = 2, .source = 0},          {.op = KV_COPY, .page = 0, .source = 1},
         {.op = KV_COPY, .page = 1, .source = 2},          {.op = KV_MAP, .slot = 0, .index = 1, .page = 0},
         {.op = KV_MAP, .slot = 0, .index = 0, .page = 1},
     };
     execute(s, commands, 5);
-    CHECK_MSG(a[0] == 1 && a[page_bytes] == 2, "%d, %d", a[0], a[page_bytes]);
+    CHECK_MSG(at(s, 0, 0)[0] == 1 && at(s, 0, 1)[0] == 2, "%d, %d", at(s, 0, 0)[0], at(s, 0, 1)[0]);
     s.b->close(s.d);
 }
 
-static void commands_that_do_not_fit_are_refused(void) {
+static void commands_are_executed_in_order(void) { with_both(order_on); }
+
+static void bad_commands_on(kernels_mapping mapping) {
     uint64_t page_bytes;
-    side s = open_kv(&page_bytes);
+    side s = open_kv(mapping, &page_bytes);
     const kv_command bad[] = {
         {.op = 0},
         {.op = 4},
@@ -284,15 +352,44 @@ static void commands_that_do_not_fit_are_refused(void) {
     s.b->close(s.d);
 }
 
-static void check_refused(uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots, uint32_t pages_per_slot,
-                          perch_status wanted, const char *mention) {
+static void commands_that_do_not_fit_are_refused(void) { with_both(bad_commands_on); }
+
+static void check_kv_refused(const kernels_kv *kv, perch_status wanted, const char *mention) {
     side s = side_open_cpu(NULL, false, 1);
     perch_error err = {0};
-    perch_status status = kv_open(s, page_bytes, n_pages, n_slots, pages_per_slot, &err);
+    perch_status status = s.b->kv_open(s.d, kv, &err);
     CHECK_MSG(status == wanted && strstr(err.message, mention) != NULL, "%s: %s", perch_status_name(status),
               err.message);
     CHECK_OK(kv_open(s, s.b->kv_page_granularity(s.d), 1, 1, 1, ERR)); /* nothing was left behind */
     s.b->close(s.d);
+}
+
+static void check_refused(uint64_t page_bytes, uint32_t n_pages, uint32_t n_slots, uint32_t pages_per_slot,
+                          perch_status wanted, const char *mention) {
+    const kernels_kv kv = {
+        .page_bytes = page_bytes, .n_pages = n_pages, .n_slots = n_slots, .pages_per_slot = pages_per_slot};
+    check_kv_refused(&kv, wanted, mention);
+}
+
+static void impossible_tables_are_refused(void) {
+    static const struct {
+        kernels_kv kv;
+        perch_status status;
+        const char *mention;
+    } bad[] = {
+        {{KERNELS_TABLE, 1000, 128, 1, 1, 1}, PERCH_E_INVALID, "page_bytes = 1000 is no multiple of a KV group, 128"},
+        {{KERNELS_TABLE, 128, 256, 1, 1, 1}, PERCH_E_INVALID, "KV group, 256"},
+        {{KERNELS_TABLE, 4096, 0, 1, 1, 1}, PERCH_E_INVALID, "KV group, 0"},
+        {{KERNELS_TABLE, 0, 128, 1, 1, 1}, PERCH_E_INVALID, "page_bytes = 0"},
+        {{KERNELS_TABLE, 128, 128, 1, 0, 1}, PERCH_E_INVALID, "0 slots"},
+        {{KERNELS_TABLE, (uint64_t)1 << 40, 1 << 20, 1, 1, 1}, PERCH_E_NO_ROOM, "are free"},
+        {{KERNELS_TABLE, (uint64_t)1 << 62, (uint64_t)1 << 60, 4, 1, 1}, PERCH_E_NO_ROOM, "pages of"},
+        {{KERNELS_TABLE, 1 << 20, 128, 1, 1u << 20, 1u << 10}, PERCH_E_NO_ROOM, "tables of"},
+        {{KERNELS_TABLE, (uint64_t)1 << 40, 128, 1, 1u << 16, 1u << 16}, PERCH_E_NO_ROOM, "address space"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        check_kv_refused(&bad[i].kv, bad[i].status, bad[i].mention);
+    }
 }
 
 static void impossible_shapes_are_refused(void) {
@@ -341,6 +438,7 @@ int main(int argc, char **argv) {
     static const test_case tests[] = {
         {"a_page_shows_in_every_slot_that_has_it", a_page_shows_in_every_slot_that_has_it},
         {"pages_keep_their_bytes_while_unmapped", pages_keep_their_bytes_while_unmapped},
+        {"a_table_has_every_group", a_table_has_every_group},
         {"what_is_unmapped_cannot_be_reached", what_is_unmapped_cannot_be_reached},
         {"runs_are_mapped_and_unmapped_at_once", runs_are_mapped_and_unmapped_at_once},
         {"runs_end_where_the_slot_the_place_or_the_operation_changes",
@@ -349,6 +447,7 @@ int main(int argc, char **argv) {
         {"commands_are_executed_in_order", commands_are_executed_in_order},
         {"commands_that_do_not_fit_are_refused", commands_that_do_not_fit_are_refused},
         {"impossible_shapes_are_refused", impossible_shapes_are_refused},
+        {"impossible_tables_are_refused", impossible_tables_are_refused},
         {"a_file_size_limit_is_an_error_and_no_signal", a_file_size_limit_is_an_error_and_no_signal},
         {"the_pool_is_allocated_at_once", the_pool_is_allocated_at_once},
     };

@@ -21,11 +21,13 @@ struct kernels_weight {
 struct kernels_device {
     block ring;
     kernels_dtype dtype;
-    int kv_fd;      /* the physical pages; -1 = none */
-    uint8_t *pool;  /* all pages, for copies */
-    uint8_t *slots; /* [n_slots][pages_per_slot] places */
+    int kv_fd;        /* the physical pages; -1 = none */
+    uint8_t *pool;    /* all pages, for copies */
+    uint8_t *slots;   /* [n_slots][pages_per_slot] places; TABLE: one, that nothing lies in */
+    uint8_t **blocks; /* TABLE: [n_slots][pages_per_slot][groups_per_page] where each group lies */
+    uint64_t slots_bytes, group_bytes, groups_per_page;
     uint64_t page_bytes;
-    uint32_t n_pages, n_slots, pages_per_slot;
+    uint32_t n_pages, pages_per_slot;
 };
 
 static void *ring_alloc(kernels_device *device, size_t bytes) {
@@ -112,13 +114,15 @@ static void ref_kv_close(kernels_device *device) {
         munmap(device->pool, device->page_bytes * device->n_pages);
     }
     if (device->slots) {
-        munmap(device->slots, device->page_bytes * device->pages_per_slot * device->n_slots);
+        munmap(device->slots, device->slots_bytes);
     }
     if (device->kv_fd >= 0) {
         close(device->kv_fd);
     }
+    ring_free(device->blocks);
     device->kv_fd = -1;
     device->pool = device->slots = NULL;
+    device->blocks = NULL;
 }
 
 static perch_status ref_open(const kernels_config *config, kernels_device **out, perch_error *err) {
@@ -142,10 +146,10 @@ static perch_status ref_open(const kernels_config *config, kernels_device **out,
 
 static void ref_close(kernels_device *device) {
     if (device) {
+        ref_kv_close(device);
         while (device->ring.next != &device->ring) {
             ring_free(device->ring.next + 1);
         }
-        ref_kv_close(device);
         free(device);
     }
 }
@@ -228,30 +232,65 @@ static uint64_t ref_kv_page_granularity(const kernels_device *device) {
     return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
+/* TABLE: every place is without a page at first. */
+static perch_status open_table(kernels_device *device, const kernels_kv *kv, perch_error *err) {
+    device->group_bytes = kv->group_bytes;
+    device->groups_per_page = kv->page_bytes / kv->group_bytes;
+    size_t n = (size_t)kv->n_slots * kv->pages_per_slot * device->groups_per_page;
+    device->blocks = ring_alloc(device, n * sizeof *device->blocks);
+    if (!device->blocks) {
+        return err_nomem(err, "the KV slots' tables");
+    }
+    for (size_t i = 0; i < n; i++) {
+        device->blocks[i] = device->slots;
+    }
+    return PERCH_OK;
+}
+
 static perch_status ref_kv_open(kernels_device *device, const kernels_kv *kv, perch_error *err) {
-    uint64_t page_bytes = device->page_bytes = kv->page_bytes;
-    uint32_t n_pages = device->n_pages = kv->n_pages;
-    uint32_t n_slots = device->n_slots = kv->n_slots;
-    uint32_t pages_per_slot = device->pages_per_slot = kv->pages_per_slot;
+    uint64_t granularity = kv->mapping == KERNELS_TABLE ? kv->group_bytes : ref_kv_page_granularity(device);
+    if (granularity == 0 || kv->page_bytes % granularity != 0 || device->kv_fd >= 0) {
+        return err_set(err, PERCH_E_INVALID, "KV pages of %llu bytes, or open already",
+                       (unsigned long long)kv->page_bytes);
+    }
+    size_t pool_bytes = kv->page_bytes * kv->n_pages;
+    device->page_bytes = kv->page_bytes;
+    device->n_pages = kv->n_pages;
+    device->pages_per_slot = kv->pages_per_slot;
+    device->slots_bytes =
+        kv->page_bytes * (kv->mapping == KERNELS_TABLE ? 1 : (size_t)kv->pages_per_slot * kv->n_slots);
     device->kv_fd = memfd_create("reference-kv", MFD_CLOEXEC);
-    if (device->kv_fd < 0 || ftruncate(device->kv_fd, (off_t)(page_bytes * n_pages)) != 0) {
+    if (device->kv_fd < 0 || ftruncate(device->kv_fd, (off_t)pool_bytes) != 0) {
         ref_kv_close(device);
         return err_set(err, PERCH_E_DEVICE, "no memory file for KV");
     }
-    void *pool = mmap(NULL, page_bytes * n_pages, PROT_READ | PROT_WRITE, MAP_SHARED, device->kv_fd, 0);
+    void *pool = mmap(NULL, pool_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, device->kv_fd, 0);
     device->pool = pool == MAP_FAILED ? NULL : pool;
-    void *slots = mmap(NULL, page_bytes * pages_per_slot * n_slots, PROT_NONE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *slots = mmap(NULL, device->slots_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     device->slots = slots == MAP_FAILED ? NULL : slots;
     if (!device->pool || !device->slots) {
         ref_kv_close(device);
         return err_set(err, PERCH_E_DEVICE, "no address space for KV");
     }
-    return PERCH_OK;
+    perch_status status = kv->mapping == KERNELS_TABLE ? open_table(device, kv, err) : PERCH_OK;
+    if (status != PERCH_OK) {
+        ref_kv_close(device);
+    }
+    return status;
 }
 
 static kv_view ref_kv_slot(const kernels_device *device, uint32_t slot) {
-    return (kv_view){.base = device->slots + device->page_bytes * device->pages_per_slot * slot};
+    size_t first_place = (size_t)device->pages_per_slot * slot;
+    return device->blocks ? (kv_view){.blocks = device->blocks + first_place * device->groups_per_page}
+                          : (kv_view){.base = device->slots + first_place * device->page_bytes};
+}
+
+static void set_blocks(const kernels_device *device, const kv_command *c) {
+    size_t first = ((size_t)device->pages_per_slot * c->slot + c->index) * device->groups_per_page;
+    for (size_t g = 0; g < device->groups_per_page; g++) {
+        device->blocks[first + g] =
+            c->op == KV_MAP ? device->pool + c->page * device->page_bytes + g * device->group_bytes : device->slots;
+    }
 }
 
 static perch_status ref_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err) {
@@ -259,7 +298,11 @@ static perch_status ref_kv_execute(kernels_device *device, const kv_command *com
         const kv_command *c = &commands[i];
         uint64_t bytes = device->page_bytes;
         if (c->op == KV_COPY) {
-            memcpy(device->pool + c->page * bytes, device->pool + c->source * bytes, bytes);
+            memmove(device->pool + c->page * bytes, device->pool + c->source * bytes, bytes);
+            continue;
+        }
+        if (device->blocks) {
+            set_blocks(device, c);
             continue;
         }
         uint8_t *place = ref_kv_slot(device, c->slot).base + c->index * bytes;
