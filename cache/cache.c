@@ -264,6 +264,16 @@ perch_status cache_extend(cache *c, cache_entry *e, uint32_t n_tokens) {
     return PERCH_OK;
 }
 
+bool cache_prepare(cache *c, cache_entry *e, uint32_t n_tokens) {
+    uint32_t n_pages = cache_pages_for(c, n_tokens < c->config.session_len ? n_tokens : c->config.session_len);
+    if (!e->pinned || n_pages <= e->n_pages || n_pages - e->n_pages > c->n_free ||
+        !commands_fit(c, n_pages - e->n_pages, 0)) {
+        return false;
+    }
+    add_pages(c, e, n_pages);
+    return true;
+}
+
 void cache_unpin(cache *c, cache_entry *e) {
     if (!e->pinned) {
         return;

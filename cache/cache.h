@@ -103,6 +103,13 @@ perch_status cache_pin(cache *c, cache_entry *e);
  */
 perch_status cache_extend(cache *c, cache_entry *e, uint32_t n_tokens);
 
+/*
+ * Grows the pinned entry to the pages that n_tokens (at most session_len counts) will need, mapped, if there are as many free ones:
+ * nothing is evicted or copied for that, and extend still has to be called before the write. So a device that maps beside
+ * its computing has done so before the page is needed. False: nothing changed.
+ */
+bool cache_prepare(cache *c, cache_entry *e, uint32_t n_tokens);
+
 /* The KV of tokens [0, n_valid) is now written: from what was valid to what extend made room for, else clamped. */
 void cache_commit(cache_entry *e, uint32_t n_valid);
 

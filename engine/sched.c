@@ -272,3 +272,9 @@ void sched_commit(sched *s) {
         cache_commit(row->item->entry, row->first_position + row->n_tokens);
     }
 }
+
+void sched_prepare(sched *s) {
+    for (sched_item *item = s->running.head; item; item = item->next) {
+        cache_prepare(s->kv, item->entry, item->n_tokens + KV_GROUP_TOKENS);
+    }
+}

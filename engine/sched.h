@@ -108,7 +108,13 @@ void sched_preempt(sched *s, sched_item *item);
 /* Decides the next step. Borrowed until the next call. No rows only if nothing waits and nothing runs. */
 const sched_plan *sched_make_plan(sched *s);
 
-/* The step is computed: the planned tokens' KV is valid. */
+/* The step is computed, or will be before anything that comes after it: the planned tokens' KV is valid. */
 void sched_commit(sched *s);
+
+/*
+ * Behind a commit: pages for the next group of every running item, as far as there are free ones, so that they are mapped
+ * while the step is computed and not when it is waited for.
+ */
+void sched_prepare(sched *s);
 
 #endif

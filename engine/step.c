@@ -65,10 +65,14 @@ static void step(perch_engine *e) {
     if (!status && plan->n_rows) {
         status = launch(e, plan, begin_us, &err);
     }
+    if (!status && now->busy && e->backend->async) {
+        sched_prepare(&e->sched);
+        status = execute_commands(e, &err);
+    }
     if (!status && before->busy) {
         status = land(e, before, &err);
     }
-    if (!status && now->busy && (!e->backend->async || now->host_chose)) {
+    if (!status && now->busy && (now->host_chose || !e->backend->async)) {
         status = land(e, now, &err);
     }
     if (status) {
