@@ -1,6 +1,11 @@
 /*
  * attention_plan: cuts a batch's attention into pieces of work of like size, on the host, with integers alone; the same plan
  * serves every layer. What a piece is never changes what a token gets (launch.h), only who computes it. C11 and C++17.
+ *
+ * A query is a (token, head of the KV head's group); query i of a piece is token i / group, head i % group. Pieces are of two
+ * kinds, each with a kernel of its own: *small* ones, all queries of a row and KV head where they are few (decode), bound by
+ * the memory that K and V come from; and *tall* ones, bound by arithmetic, of which a CTA takes as many queries as K and V are read
+ * for at once.
  */
 #ifndef PERCH_KERNELS_CUDA_ATTENTION_PLAN_H
 #define PERCH_KERNELS_CUDA_ATTENTION_PLAN_H
@@ -14,6 +19,8 @@ extern "C" {
 #define CUDA_BLOCK_TOKENS 64u
 #define CUDA_CHUNK_TOKENS 256u /* four blocks */
 
+#define CUDA_SMALL_QUERIES 16u /* a small piece has at most: the rows of one tensor core operation */
+
 #define CUDA_NO_PARTIAL UINT32_MAX
 
 /* Query tokens [first_token, first_token + n_tokens) of a row against the chunks [first_chunk, first_chunk + n_chunks), for one KV head. */
@@ -25,10 +32,13 @@ typedef struct cuda_attend_work {
     uint32_t first_chunk;
     uint32_t n_chunks;
     uint32_t partial; /* where its partial results begin, or CUDA_NO_PARTIAL: it sees all chunks and writes the output itself */
-    uint32_t reserved;
+    uint32_t n_small; /* in the first piece of a plan: so many pieces, from that one on, are small; 0 in others */
 } cuda_attend_work;
 
-/* The partial results of one row's query tokens and one KV head, to be merged in the order of their chunks. */
+/*
+ * The partial results of one row's query tokens and one KV head, to be merged in the order of their chunks. A result is
+ * float [head_dim] output, maximum, sum, 2 unused; `partial` counts results, and that of chunk c and query i of n is c * n + i.
+ */
 typedef struct cuda_merge_work {
     uint32_t row;
     uint32_t kv_head;
@@ -38,6 +48,12 @@ typedef struct cuda_merge_work {
     uint32_t n_chunks;
     uint32_t reserved[2];
 } cuda_merge_work;
+
+/* Floats of one partial result. */
+#define CUDA_PARTIAL_FLOATS(head_dim) ((head_dim) + 4u)
+
+/* Queries that one tall piece has at most (more where a single token's group is larger). */
+#define CUDA_TALL_QUERIES(head_dim) ((head_dim) <= 128u ? 128u : 64u)
 
 typedef struct cuda_attention_sizes {
     uint32_t max_attend, max_merge; /* pieces that a plan has at most */

@@ -24,7 +24,8 @@ typedef struct cuda_counts {
     uint32_t n_tokens, n_rows, n_logits;
     uint32_t n_attend; /* pieces of attention work, see attention_plan.h */
     uint32_t n_merge;
-    uint32_t reserved[3];
+    uint32_t tickets[2]; /* attention's own: the next piece to be taken; 0 at upload, and again after each cuda_attention */
+    uint32_t reserved;
 } cuda_counts;
 
 /*
@@ -33,7 +34,7 @@ typedef struct cuda_counts {
  * knows.
  */
 typedef struct cuda_batch {
-    const cuda_counts *counts;
+    cuda_counts *counts;
     int32_t *tokens;              /* [max_step_tokens] */
     const uint32_t *token_from;   /* [max_step_tokens] */
     const uint32_t *positions;    /* [max_step_tokens] */
@@ -102,7 +103,9 @@ bool cuda_attention_supports(uint32_t head_dim);
 
 /*
  * kernels_backend.attention: out act [n_tokens][n_heads * D] from q in qkv (after cuda_rope_write) and the cache. work, partials: what
- * attention_plan.h says and sizes; `max_attend` and `max_merge` size the grids (the counts on the device say how much there is).
+ * attention_plan.h says and sizes; `max_attend` and `max_merge` size the grids (the counts on the device say how much there is): for a
+ * recorded graph the limits' numbers, else the plan's own. max_row_tokens: no row of the batch has more tokens (1: decode alone,
+ * which saves a launch).
  *
  * The reduction is one and the same for every token, in prefill and decode: positions fall into blocks of 64 and chunks of four
  * blocks, counted from position 0. Each block has a softmax of its own (maximum m, sum l, output o); a chunk merges its
@@ -112,7 +115,7 @@ bool cuda_attention_supports(uint32_t head_dim);
  */
 struct cuda_attend_work;
 struct cuda_merge_work;
-cudaError_t cuda_attention(cudaStream_t stream, kernels_dtype dtype, const cuda_batch *batch, uint32_t n_tokens,
+cudaError_t cuda_attention(cudaStream_t stream, kernels_dtype dtype, const cuda_batch *batch, uint32_t max_row_tokens,
                            const kernels_attention *attention, const void *qkv, void *out,
                            const struct cuda_attend_work *attend, uint32_t max_attend,
                            const struct cuda_merge_work *merge, uint32_t max_merge, float *partials);
