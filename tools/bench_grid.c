@@ -89,8 +89,7 @@ static perch_status play(struct round *round, perch_error *err) {
         status = play_round(round, err);
     }
     status = status != PERCH_OK ? status : bench_run_measure(round->run, err);
-    /* One round at least, or there would be nothing to tell. */
-    for (uint32_t i = 0; status == PERCH_OK && i < config->repeats && (i == 0 || !bench_run_over(round->run)); i++) {
+    for (uint32_t i = 0; status == PERCH_OK && i < config->repeats && !bench_run_over(round->run); i++) {
         status = play_round(round, err);
     }
     return status != PERCH_OK ? status : bench_run_end(round->run, err);

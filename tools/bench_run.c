@@ -7,6 +7,7 @@
 #include "interrupt.h"
 #include "text.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -29,7 +30,7 @@ const char *bench_class_name(enum bench_class class) {
 perch_status bench_run_begin(struct bench_run *run, struct tool *tool, perch_error *err) {
     *run = (struct bench_run){.tool = tool, .origin_us = clock_us()};
     double limit = tool->bench.max_seconds;
-    run->limit_us = limit > 0.0 ? (uint64_t)(limit * 1e6) : 0;
+    run->limit_us = (uint64_t)ceil(limit * 1e6);
     if (perch_event_init(&run->event, sizeof(run->event)) != PERCH_OK) {
         return tool_error(err, PERCH_E_INVALID, "perch.h and libperch do not match");
     }
@@ -47,7 +48,7 @@ void bench_run_free(struct bench_run *run) {
 }
 
 bool bench_run_over(const struct bench_run *run) {
-    bool limited = run->measuring && run->limit_us != 0;
+    bool limited = run->limit_us != 0 && run->n > 0 && run->records[run->n - 1].measured;
     return interrupt_came() || (limited && bench_run_now(run) > run->measure_us + run->limit_us);
 }
 

@@ -65,7 +65,7 @@ size_t bench_run_n_measured(const struct bench_run *run);
 
 uint64_t bench_run_now(const struct bench_run *run);
 
-/* True: time is up, which it never is during the warm-up, or Ctrl-C came. */
+/* True: time is up, which it never is before something to be measured was submitted, or Ctrl-C came. */
 bool bench_run_over(const struct bench_run *run);
 
 /* Submits a turn that generates exactly max_tokens, greedily. arrival_us: when it was due. */

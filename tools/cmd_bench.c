@@ -113,9 +113,7 @@ static perch_status perform(struct bench *bench, const struct bench_model *model
         return status;
     }
     return interrupt_came() ? tool_error(err, PERCH_E_SHUTDOWN, "interrupted")
-                            : tool_error(err, PERCH_E_TIMEOUT,
-                                         "%s: no request was measured; max_seconds or the trace "
-                                         "ended too early",
+                            : tool_error(err, PERCH_E_NOT_FOUND, "%s: no request was measured: the trace ends with the warm-up",
                                          run->name);
 }
 
