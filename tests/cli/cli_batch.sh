@@ -190,7 +190,7 @@ coproc talk { "$perch" batch "${model[@]}" 2>/dev/null; }
 talk_pid=$talk_PID
 for turn in 1 2 3; do
     printf '{"id": %d, "session": "s", "tokens": [%d], "max_tokens": 2, "ignore_eos": true}\n' "$turn" "$turn" >&"${talk[1]}"
-    if ! read -r -t 60 line <&"${talk[0]}"; then
+    if ! read -r line <&"${talk[0]}"; then
         bad "no answer to turn $turn"
         break
     fi
@@ -200,13 +200,26 @@ eval "exec ${talk[1]}>&-"
 wait "$talk_pid"
 same "the exit code" 0 $?
 
+# pipes: $pid is a perch batch that reads what is written to descriptor 9; what it answers is read from 8.
+pipes() {
+    rm -f "$tmp/questions" "$tmp/answers"
+    mkfifo "$tmp/questions" "$tmp/answers"
+    "$perch" batch "${model[@]}" "$@" <"$tmp/questions" >"$tmp/answers" 2>"$tmp/err" &
+    pid=$!
+    exec 9>"$tmp/questions" 8<"$tmp/answers"
+}
+
 t "a reader that goes away ends it quietly with exit code 1"
-{
-    "$perch" batch "${model[@]}" <"$tmp/many" 2>"$tmp/err"
-    echo $? >"$tmp/code"
-} | head -n 1 >/dev/null
+pipes
+head -n 1 "$tmp/many" >&9
+read -r line <&8
+same "what it read" "$(head -n 1 <<<"$many")" "$line"
+exec 8<&-
+cat "$tmp/many" >&9
+wait "$pid"
+same "the exit code" 1 $?
+exec 9>&-
 same "stderr" "" "$(cat "$tmp/err")"
-same "the exit code" 1 "$(cat "$tmp/code")"
 if [ -w /dev/full ]; then
     "$perch" batch "${model[@]}" <"$tmp/many" >/dev/full 2>"$tmp/err"
     same "the exit code of a full disk" 1 $?
@@ -214,23 +227,24 @@ if [ -w /dev/full ]; then
 fi
 
 t "Ctrl-C ends what runs, prints what it has, and the exit code is 130"
-mkfifo "$tmp/fifo"
-"$perch" batch "${model[@]}" <"$tmp/fifo" >"$tmp/out" 2>"$tmp/err" &
-pid=$!
-exec 9>"$tmp/fifo"
-printf '{"id": 0, "tokens": [1], "max_tokens": 1, "ignore_eos": true}\n' >&9
-for _ in $(seq 1 600); do
-    [ -s "$tmp/out" ] && break
-    sleep 0.1
-done
-for i in $(seq 1 60); do
-    printf '{"id": %d, "tokens": [1], "max_tokens": 500, "ignore_eos": true}\n' "$i"
-done >&9
-sleep 0.2
+pipes engine.max_batch_size=4
+# Less than a pipe takes at once, so that perch has read all of it when it answers the first.
+{
+    printf '{"id": 0, "tokens": [1], "max_tokens": 1, "ignore_eos": true}\n'
+    for i in $(seq 1 50); do
+        printf '{"id": %d, "tokens": [1], "max_tokens": 500, "ignore_eos": true}\n' "$i"
+    done
+} >"$tmp/in"
+n_bytes=$(wc -c <"$tmp/in")
+[ "$n_bytes" -le 4096 ] || bad "$n_bytes bytes are more than one piece"
+cat "$tmp/in" >&9
+read -r line <&8
+same "what is answered before" 0 "$(json id <<<"$line")"
 kill -INT "$pid"
+cat <&8 >"$tmp/out"
 wait "$pid"
 same "the exit code" 130 $?
-exec 9>&-
+exec 9>&- 8<&-
 same "every line that is there is whole" "$(wc -l <"$tmp/out")" "$(json id <"$tmp/out" | wc -l)"
 [ "$(json finish_reason <"$tmp/out" | grep -c cancelled)" -gt 0 ] || bad "nothing was cancelled: $(tail -n 1 "$tmp/out")"
 

@@ -13,8 +13,10 @@ bench() {
 
 b() { json "$@" <"$tmp/b.json"; }
 
-# less A B, at most: A <= B
-less() { awk -v a="$2" -v b="$3" 'BEGIN { exit !(a + 0 <= b + 0) }' || bad "$1: $2 is more than $3"; }
+at_most() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a + 0 <= b + 0) }'; }
+
+# less WHAT A B: A <= B
+less() { at_most "$2" "$3" || bad "$1: $2 is more than $3"; }
 
 small_grid=(bench.prompt_tokens=8,40 bench.completion_tokens=1,6 bench.concurrency=1,5 bench.repeats=2)
 small_churn=(bench.sessions=24 bench.turns=120 bench.warmup=30 bench.concurrency=3 cache.cache_max_entry_count=2
@@ -111,7 +113,9 @@ same "the requests" 4 "$(b runs.0.requests)"
 same "cached tokens" "$(printf '%s\n' 0 0 153 51)" "$(b runs.0.raw.requests.0.7 runs.0.raw.requests.1.7 runs.0.raw.requests.2.7 runs.0.raw.requests.3.7 | tr '\t' '\n')"
 same "prompt tokens" "$(printf '%s\n' 154 110 200 100)" "$(b runs.0.raw.requests.0.5 runs.0.raw.requests.1.5 runs.0.raw.requests.2.5 runs.0.raw.requests.3.5 | tr '\t' '\n')"
 same "arrivals" "$(printf '%s\n' 0 100000 600000 900000)" "$(b runs.0.raw.requests.0.0 runs.0.raw.requests.1.0 runs.0.raw.requests.2.0 runs.0.raw.requests.3.0 | tr '\t' '\n')"
-less "it is not faster than its arrivals" 0.9 "$(b runs.0.seconds)"
+for i in 0 1 2 3; do
+    less "request $i is not submitted before it is due" "$(b "runs.0.raw.requests.$i.0")" "$(b "runs.0.raw.requests.$i.1")"
+done
 bench configs/bench-trace.ini "${own[@]}" bench.speed=0 bench.reuse=none
 same "cached tokens without reuse" 0 "$(b runs.0.stats.cached_tokens)"
 bench configs/bench-trace.ini "${own[@]}" bench.trace="$tmp/t.csv" bench.speed=0 bench.scale_tokens=1
@@ -150,25 +154,76 @@ same "the exit code" 1 "$code"
 same "the output" "" "$out"
 has "the error" "no request was measured" "$err"
 
-t "max_seconds ends a run early, and Ctrl-C reports what there is"
-bench configs/bench-churn.ini "${small_churn[@]}" bench.turns=1000000 bench.max_seconds=1
-less "the seconds" "$(b runs.0.seconds)" 20
-bench configs/bench-churn.ini "${small_churn[@]}" bench.warmup=400 bench.max_seconds=0.2
-[ "$(b runs.0.requests)" -gt 0 ] || bad "the warm-up used max_seconds up"
-"$perch" bench configs/bench-churn.ini "${small_churn[@]}" bench.warmup=0 bench.turns=1000000 >"$tmp/out" 2>"$tmp/err" &
-pid=$!
-sleep 5 # long enough for a request to end, sanitizers or not
-kill -INT "$pid"
-wait "$pid"
-same "the exit code after Ctrl-C" 130 $?
+# submissions: a line for each request of the last bench: whether it was measured, and the microsecond of its submission.
+submissions() {
+    b runs.0.raw.requests | sed 's/\],\[/\n/g; s/[][]//g' | awk -F , '{ print $NF, $2 }'
+}
+
+t "however short max_seconds is, one request is measured"
+bench configs/bench-churn.ini "${small_churn[@]}" bench.max_seconds=1e-9
+same "churn: the requests" 1 "$(b runs.0.requests)"
+warmup=$(submissions | awk '$1 == "true" { print $2 / 1e6 }')
+printf "2024-01-01 00:00:0%d,10,2\n" 0 1 2 3 4 >"$tmp/five.csv"
+bench configs/bench-trace.ini bench.trace="$tmp/five.csv" bench.warmup=2 bench.max_requests=0 bench.speed=0 \
+    bench.concurrency=1 bench.max_seconds=1e-9
+same "trace: the requests" 1 "$(b runs.0.requests)"
+bench configs/bench-grid.ini "${small_grid[@]}" bench.max_seconds=1e-9
+same "grid: the requests of its cells, a round each" "1	5	1	5" \
+    "$(b runs.0.requests runs.1.requests runs.6.requests runs.7.requests)"
+
+t "max_seconds ends a run early, and the warm-up does not use it up"
+# How long requests take is the machine's business, so the limit is half of the latest warm-up's time: enough for several.
+for _ in $(seq 1 8); do
+    limit=$(awk -v warmup="$warmup" 'BEGIN { print warmup / 2 }')
+    bench configs/bench-churn.ini "${small_churn[@]}" bench.turns=1000000 bench.max_seconds="$limit"
+    read -r n_warmup n_measured warmup late <<<"$(submissions | awk -v limit="$limit" '
+        $1 == "false" { n_warmup++ }
+        $1 == "true" && n++ == 0 { begin = $2 }
+        $1 == "true" && $2 > begin + limit * 1e6 { late++ }
+        END { print n_warmup + 0, n + 0, begin / 1e6, late + 0 }')"
+    [ "$n_measured" -gt 2 ] && at_most "$limit" "$warmup" && break
+done
+same "the warm-up's requests" 30 "$n_warmup"
+less "max_seconds, or the warm-up could not use it up," "$limit" "$warmup"
+[ "$n_measured" -gt 2 ] || bad "it measured only $n_measured requests after its warm-up"
+[ "$n_measured" -lt 1000000 ] || bad "it did not end early"
+less "max_seconds" "$limit" "$(b runs.0.seconds)"
+# Time may pass between looking at the clock and submitting, so one may be late; the next look ends the run.
+less "the requests submitted when time was up" "$late" 1
+
+# interrupted TICKS KEY=VALUE...: perch bench, and Ctrl-C when it has worked for so many clock ticks of CPU time: its exit code
+# in $code, $tmp/out, $tmp/err. Its engine is open by then, which takes most of the time before.
+interrupted() {
+    local ticks=$1 begin
+    shift
+    "$perch" bench configs/bench-churn.ini "${small_churn[@]}" "$@" >"$tmp/out" 2>"$tmp/err" &
+    pid=$!
+    wait_for catches_interrupt
+    begin=$(cpu_ticks)
+    wait_for worked_for $((begin + ticks))
+    kill -INT "$pid"
+    wait "$pid"
+    code=$?
+}
+
+cpu_ticks() { awk '{ print $14 + $15 }' "/proc/$pid/stat" 2>/dev/null; }
+
+worked_for() { [ "$(cpu_ticks)" -ge "$1" ]; }
+
+t "Ctrl-C in the warm-up is an error without tables"
+interrupted 20 bench.warmup=1000000
+same "the exit code" 130 "$code"
+same "the output" "" "$(cat "$tmp/out")"
+has "the error" "interrupted before anything was measured" "$(cat "$tmp/err")"
+
+t "Ctrl-C reports what there is"
+# Later and later, until a request has ended before.
+for ticks in 20 40 80 160 320 640 1280 2560 5120 10240; do
+    interrupted "$ticks" bench.warmup=0 bench.turns=1000000
+    same "the exit code" 130 "$code"
+    [[ "$(cat "$tmp/err")" == *"interrupted before anything was measured"* ]] || break
+done
+same "stderr" "" "$(cat "$tmp/err")"
 has "what there is" "all" "$(cat "$tmp/out")"
-"$perch" bench configs/bench-churn.ini "${small_churn[@]}" bench.warmup=1000000 >"$tmp/out" 2>"$tmp/err" &
-pid=$!
-sleep 2
-kill -INT "$pid"
-wait "$pid"
-same "the exit code after Ctrl-C in the warm-up" 130 $?
-same "the output after it" "" "$(cat "$tmp/out")"
-has "the error after it" "interrupted before anything was measured" "$(cat "$tmp/err")"
 
 finish

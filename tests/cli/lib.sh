@@ -73,6 +73,21 @@ wrong() {
     has "the error of 'perch $*'" "perch $1: " "$err"
 }
 
+# How long a machine takes is nobody's to know, so no test sleeps and hopes: it waits for what it needs to see.
+# wait_for COMMAND...: runs it until it succeeds; false if the process $pid ended before. ctest's time limit is the only one.
+wait_for() {
+    until "$@"; do
+        kill -0 "$pid" 2>/dev/null || return 1
+        sleep 0.02
+    done
+}
+
+# catches_interrupt: the process $pid has a handler for SIGINT, the second bit of its mask. One that a script starts in the
+# background ignores the signal until then.
+catches_interrupt() {
+    grep -qs '^SigCgt:.*[2367abef]$' "/proc/$pid/status"
+}
+
 # json PATH... < JSON: see json.c.
 json() {
     "$helpers/cli_json" "$@"

@@ -88,9 +88,7 @@ has "the verdict" "nothing was evicted" "$(tail -n 1 <<<"$out")"
 t "a signal ends it with 130"
 "$demo" >"$tmp/interrupted" 2>"$tmp/err" &
 pid=$!
-until grep -qs "^evicting: " "$tmp/interrupted" || ! kill -0 "$pid" 2>/dev/null; do
-    sleep 0.1
-done
+wait_for grep -qs "^evicting: " "$tmp/interrupted"
 kill -TERM "$pid" # a script's background jobs ignore SIGINT to begin with; the demo treats both alike
 wait "$pid"
 same "the exit code" 130 "$?"
