@@ -5,9 +5,10 @@
  */
 #include "engine/sampler.h"
 
+#include "base/sampling_math.h"
 #include "engine/candidates.h"
 
-#include <float.h>
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,16 +24,16 @@ struct sampler {
 /* Bytes of all arrays, in the order of their alignment: largest first. */
 static uint64_t scratch_bytes(uint32_t vocab_size) {
     const uint64_t each =
-        2 * sizeof(double) + 2 * sizeof(uint64_t) + sizeof(int32_t) + 2 * sizeof(uint32_t) + sizeof(uint8_t);
-    return CANDIDATES_BUCKETS * sizeof(double) + each * vocab_size;
+        3 * sizeof(uint64_t) + sizeof(float) + sizeof(int32_t) + 2 * sizeof(uint32_t) + sizeof(uint8_t);
+    return CANDIDATES_BUCKETS * sizeof(uint64_t) + each * vocab_size;
 }
 
 uint64_t sampler_bytes(uint32_t vocab_size) { return sizeof(sampler) + scratch_bytes(vocab_size); }
 
 perch_status sampler_create(uint32_t vocab_size, sampler **out, perch_error *err) {
     *out = NULL;
-    if (vocab_size == 0 || vocab_size > INT32_MAX || sampler_bytes(vocab_size) > SIZE_MAX) {
-        return err_set(err, PERCH_E_INVALID, "vocab_size: %u is out of range 1..%d", vocab_size, INT32_MAX);
+    if (vocab_size == 0 || vocab_size > SAMPLING_MAX_VOCAB) {
+        return err_set(err, PERCH_E_INVALID, "vocab_size: %u is out of range 1..%u", vocab_size, SAMPLING_MAX_VOCAB);
     }
     /* calloc: stamps begin as 0, which no pass has. */
     sampler *s = calloc(1, sizeof *s);
@@ -43,12 +44,12 @@ perch_status sampler_create(uint32_t vocab_size, sampler **out, perch_error *err
         return err_nomem(err, "the sampler");
     }
     s->vocab_size = vocab_size;
-    s->set.measure = (double *)(void *)scratch;
-    s->set.logit = s->set.measure + CANDIDATES_BUCKETS;
-    s->set.weight = s->set.logit + vocab_size;
-    s->set.key = (uint64_t *)(void *)(s->set.weight + vocab_size);
+    s->set.measure = (uint64_t *)(void *)scratch;
+    s->set.weight = s->set.measure + CANDIDATES_BUCKETS;
+    s->set.key = s->set.weight + vocab_size;
     s->stamps = s->set.key + vocab_size;
-    s->set.id = (int32_t *)(void *)(s->stamps + vocab_size);
+    s->set.logit = (float *)(void *)(s->stamps + vocab_size);
+    s->set.id = (int32_t *)(void *)(s->set.logit + vocab_size);
     s->set.order = (uint32_t *)(void *)(s->set.id + vocab_size);
     s->counts = s->set.order + vocab_size;
     s->set.keep = (uint8_t *)(void *)(s->counts + vocab_size);
@@ -65,15 +66,10 @@ void sampler_destroy(sampler *s) {
 
 static bool in_vocab(const sampler *s, int32_t token) { return token >= 0 && (uint32_t)token < s->vocab_size; }
 
-/* A finite logit stays finite however extreme the parameters; only bans make -inf. NaN and infinities pass through. */
-static double within_range(double adjusted) {
-    return adjusted > DBL_MAX ? DBL_MAX : adjusted < -DBL_MAX ? -DBL_MAX : adjusted;
-}
-
-static void apply_bias_and_bans(double *logit, const sampler_input *in) {
+static void apply_bias_and_bans(float *logit, const sampler_input *in) {
     const perch_sampling *p = in->sampling;
     for (size_t i = 0; i < p->n_logit_bias; i++) {
-        logit[p->logit_bias[i].token] += (double)p->logit_bias[i].bias;
+        logit[p->logit_bias[i].token] += p->logit_bias[i].bias;
     }
     for (size_t i = 0; i < p->n_banned_tokens; i++) {
         logit[p->banned_tokens[i]] = -INFINITY;
@@ -83,47 +79,26 @@ static void apply_bias_and_bans(double *logit, const sampler_input *in) {
     }
 }
 
-/* Once for each token of the sequence, however often it stands there. */
-static void apply_repetition_penalty(sampler *s, const sampler_input *in) {
-    double penalty = in->sampling->repetition_penalty;
-    if (penalty == 1) {
-        return;
-    }
+/* Each token of the sequence that a penalty concerns once, by how often this request generated it. */
+static void apply_penalties(sampler *s, const sampler_input *in) {
+    const perch_sampling *p = in->sampling;
+    const sampling_penalties penalties = {p->repetition_penalty, p->frequency_penalty, p->presence_penalty};
+    bool counts = penalties.frequency != 0 || penalties.presence != 0;
+    uint64_t first = penalties.repetition != 1 ? 0 : counts ? in->n_prompt : in->n_tokens;
     s->stamp++;
-    for (uint64_t i = 0; i < in->n_tokens; i++) {
-        int32_t token = in->tokens[i];
-        if (in_vocab(s, token) && s->stamps[token] != s->stamp) {
-            double *logit = &s->set.logit[token];
-            s->stamps[token] = s->stamp;
-            if (isfinite(*logit)) {
-                *logit = within_range(*logit > 0 ? *logit / penalty : *logit * penalty);
-            }
-        }
-    }
-}
-
-/* By how often this request generated a token: frequency times the count, presence once. */
-static void apply_count_penalties(sampler *s, const sampler_input *in) {
-    double frequency = in->sampling->frequency_penalty, presence = in->sampling->presence_penalty;
-    if (frequency == 0 && presence == 0) {
-        return;
-    }
-    s->stamp++;
-    for (uint64_t i = in->n_prompt; i < in->n_tokens; i++) {
+    for (uint64_t i = first; i < in->n_tokens; i++) {
         int32_t token = in->tokens[i];
         if (in_vocab(s, token)) {
-            s->counts[token] = s->stamps[token] == s->stamp ? s->counts[token] + 1 : 1;
+            uint32_t before = s->stamps[token] == s->stamp ? s->counts[token] : 0;
+            s->counts[token] = before + (i >= in->n_prompt);
             s->stamps[token] = s->stamp;
         }
     }
-    for (uint64_t i = in->n_prompt; i < in->n_tokens; i++) {
+    for (uint64_t i = first; i < in->n_tokens; i++) {
         int32_t token = in->tokens[i];
         if (in_vocab(s, token) && s->stamps[token] == s->stamp) {
-            double *logit = &s->set.logit[token];
             s->stamps[token] = s->stamp - 1;
-            if (isfinite(*logit)) {
-                *logit = within_range(*logit - (frequency * s->counts[token] + presence));
-            }
+            s->set.logit[token] = sampling_penalize(s->set.logit[token], true, s->counts[token], penalties);
         }
     }
 }
@@ -132,7 +107,7 @@ static void apply_count_penalties(sampler *s, const sampler_input *in) {
 static bool drop_unfit(candidates *set, uint32_t vocab_size) {
     uint32_t n = 0;
     for (uint32_t token = 0; token < vocab_size; token++) {
-        double logit = set->logit[token];
+        float logit = set->logit[token];
         set->logit[n] = logit;
         set->id[n] = (int32_t)token;
         n += logit > -INFINITY; /* false for NaN too */
@@ -175,16 +150,6 @@ static int32_t row_argmax(const float *logits, uint32_t n) {
     return (int32_t)at;
 }
 
-/* [0, 1) with 53 bits, of seed, position and completion alone. */
-static double draw_unit(const sampler_input *in) {
-    uint64_t position = in->n_tokens, seed = in->sampling->seed;
-    const uint32_t counter[4] = {(uint32_t)position, (uint32_t)(position >> 32), in->completion, 0};
-    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    uint32_t word[4];
-    philox4x32(counter, key, word);
-    return (double)(((uint64_t)word[0] << 32 | word[1]) >> 11) * 0x1p-53;
-}
-
 static bool adjusts(const sampler_input *in) {
     const perch_sampling *p = in->sampling;
     return p->n_logit_bias > 0 || p->n_banned_tokens > 0 || in->n_suppressed > 0 || p->repetition_penalty != 1 ||
@@ -198,12 +163,9 @@ static int32_t choose(sampler *s, const sampler_input *in) {
     if (p->temperature == 0 && !adjusts(in)) {
         return row_argmax(in->logits, s->vocab_size);
     }
-    for (uint32_t token = 0; token < s->vocab_size; token++) {
-        set->logit[token] = (double)in->logits[token];
-    }
+    memcpy(set->logit, in->logits, s->vocab_size * sizeof *set->logit);
     apply_bias_and_bans(set->logit, in);
-    apply_repetition_penalty(s, in);
-    apply_count_penalties(s, in);
+    apply_penalties(s, in);
     if (!drop_unfit(set, s->vocab_size)) {
         return -1;
     }
@@ -215,80 +177,91 @@ static int32_t choose(sampler *s, const sampler_input *in) {
     if (p->top_k > 0) {
         candidates_top_k(set, (uint32_t)p->top_k);
     }
-    candidates_weigh(set, p->temperature);
-    candidates_typical(set, p->temperature, p->typical_p);
+    const double inverse_temperature = sampling_inverse_temperature(p->temperature);
+    candidates_weigh(set, inverse_temperature);
+    candidates_typical(set, inverse_temperature, p->typical_p);
     candidates_top_p(set, p->top_p);
     candidates_min_p(set, p->min_p);
-    return set->id[candidates_draw(set, draw_unit(in))];
+    return set->id[candidates_draw(set, sampling_random(p->seed, in->n_tokens, in->completion))];
 }
 
-/* Log softmax of one row: log p(token) = (logit - best) - log_total. NaN counts as -inf. */
-typedef struct row_softmax {
-    double best, log_total;
-} row_softmax;
-
-static row_softmax row_softmax_of(const float *logits, uint32_t n) {
-    float best = row_largest(logits, n);
-    double total = 0;
+/* Of the model's own distribution: as if at temperature 1. */
+static uint64_t row_total(const float *logits, uint32_t n, float best) {
+    const sampling_scale scale = sampling_scale_of(best, 1);
+    uint64_t total = 0;
     for (uint32_t i = 0; i < n; i++) {
-        /* Equals of an infinite best are certain together: each weighs 1. */
-        total += logits[i] == best ? 1.0 : logits[i] < best ? exp((double)logits[i] - (double)best) : 0.0;
+        total += sampling_weight(logits[i], scale);
     }
-    return (row_softmax){(double)best, total > 0 ? log(total) : 0}; /* no total: all NaN, each -inf whatever it is */
+    return total;
 }
 
-static float row_logprob(row_softmax row, float logit) {
-    double value = (double)logit;
-    if (isnan(value) || value == -INFINITY) {
+/* log p(token) = (logit - best) - log(total); equals of an infinite best are certain together. */
+static float row_logprob(float logit, float best, uint64_t total) {
+    if (isnan(logit) || logit == -INFINITY) {
         return -INFINITY;
     }
-    return (float)((value == row.best ? 0.0 : value - row.best) - row.log_total);
+    /* total is at least the best one's weight. What is beyond it is small where a row is peaked, and then matters. */
+    double log_total = log1p((double)(total - SAMPLING_ONE) / (double)SAMPLING_ONE);
+    return (float)((logit == best ? 0.0 : (double)logit - (double)best) - log_total);
 }
 
 float sampler_logprob(const float *logits, uint32_t vocab_size, int32_t token) {
-    return row_logprob(row_softmax_of(logits, vocab_size), logits[token]);
+    float best = row_largest(logits, vocab_size);
+    return row_logprob(logits[token], best, row_total(logits, vocab_size, best));
 }
 
 /* The n best of the row by insertion into a sorted list: n is at most 20; nearly all tokens fail the first test. */
-static void top_logprobs(const float *logits, uint32_t vocab_size, row_softmax row, uint32_t n, sampler_output *out) {
-    float best[SAMPLER_MAX_LOGPROBS] = {0};
+static void top_logits(const float *logits, uint32_t vocab_size, uint32_t n, kernels_chosen *out) {
     uint32_t have = 0;
     n = n > vocab_size ? vocab_size : n;
     for (uint32_t token = 0; token < vocab_size; token++) {
         float logit = isnan(logits[token]) ? -INFINITY : logits[token];
-        if (have == n && !(logit > best[n - 1])) {
+        if (have == n && !(logit > out->top_logit[n - 1])) {
             continue;
         }
         uint32_t at = have < n ? have++ : n - 1;
-        for (; at > 0 && logit > best[at - 1]; at--) {
-            best[at] = best[at - 1];
-            out->top[at] = out->top[at - 1];
+        for (; at > 0 && logit > out->top_logit[at - 1]; at--) {
+            out->top_logit[at] = out->top_logit[at - 1];
+            out->top_token[at] = out->top_token[at - 1];
         }
-        best[at] = logit;
-        out->top[at].token = (int32_t)token;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        out->top[i].logprob = row_logprob(row, best[i]);
+        out->top_logit[at] = logit;
+        out->top_token[at] = (int32_t)token;
     }
     out->n_top = n;
 }
 
-perch_status sampler_sample(sampler *s, const sampler_input *in, sampler_output *out, perch_error *err) {
-    int32_t token = choose(s, in);
-    if (token < 0) {
+perch_status sampler_report(const kernels_chosen *chosen, uint64_t position, sampler_output *out, perch_error *err) {
+    static_assert(SAMPLER_MAX_LOGPROBS == KERNELS_MAX_TOP, "what a choice tells is what a request may ask");
+    if (chosen->token < 0) {
         return err_set(err, PERCH_E_INVALID,
                        "no token is left at position %llu: each is banned, or its logit is -inf or not a number",
-                       (unsigned long long)in->n_tokens);
+                       (unsigned long long)position);
     }
-    out->token = token;
-    out->logprob = 0;
-    out->n_top = 0;
-    if (in->want_logprob || in->sampling->n_logprobs > 0) {
-        row_softmax row = row_softmax_of(in->logits, s->vocab_size);
-        out->logprob = row_logprob(row, in->logits[token]);
-        if (in->sampling->n_logprobs > 0) {
-            top_logprobs(in->logits, s->vocab_size, row, in->sampling->n_logprobs, out);
-        }
+    out->token = chosen->token;
+    out->logprob = chosen->total > 0 ? row_logprob(chosen->logit, chosen->best, chosen->total) : 0;
+    out->n_top = chosen->n_top;
+    for (uint32_t i = 0; i < chosen->n_top; i++) {
+        out->top[i].token = chosen->top_token[i];
+        out->top[i].logprob = row_logprob(chosen->top_logit[i], chosen->best, chosen->total);
     }
     return PERCH_OK;
+}
+
+void sampler_choose(sampler *s, const sampler_input *in, kernels_chosen *out) {
+    uint32_t n_top = in->sampling->n_logprobs;
+    *out = (kernels_chosen){.token = choose(s, in)};
+    if (out->token >= 0 && (in->want_logprob || n_top > 0)) {
+        out->logit = in->logits[out->token];
+        out->best = row_largest(in->logits, s->vocab_size);
+        out->total = row_total(in->logits, s->vocab_size, out->best);
+        if (n_top > 0) {
+            top_logits(in->logits, s->vocab_size, n_top, out);
+        }
+    }
+}
+
+perch_status sampler_sample(sampler *s, const sampler_input *in, sampler_output *out, perch_error *err) {
+    kernels_chosen chosen;
+    sampler_choose(s, in, &chosen);
+    return sampler_report(&chosen, in->n_tokens, out, err);
 }

@@ -41,7 +41,10 @@ typedef struct sampler_output {
     perch_logprob top[SAMPLER_MAX_LOGPROBS]; /* best first, ties by id */
 } sampler_output;
 
-/* Fails only (E_INVALID) where no token is left: every one banned, or all logits NaN. Allocates nothing. */
+/* The choice in the words of a device that makes it, to be reported. Allocates nothing. */
+void sampler_choose(sampler *s, const sampler_input *in, kernels_chosen *out);
+
+/* Chooses and reports. Fails only (E_INVALID) where no token is left: every one banned, or all logits NaN. Allocates nothing. */
 perch_status sampler_sample(sampler *s, const sampler_input *in, sampler_output *out, perch_error *err);
 
 /*
@@ -52,9 +55,6 @@ perch_status sampler_report(const kernels_chosen *chosen, uint64_t position, sam
 
 /* log softmax of one token of a row, for prompt log-probabilities. */
 float sampler_logprob(const float *logits, uint32_t vocab_size, int32_t token);
-
-/* Philox4x32-10 (Salmon et al., SC 2011). */
-void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 
 /*
  * Stop strings across token borders: push bytes as they come; tells where the first stop string ends up.

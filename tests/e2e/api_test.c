@@ -235,7 +235,8 @@ static void a_second_turn_finds_the_first_in_the_cache(void) {
 
 static void hits_partial_hits_and_misses_are_told_apart(void) {
     perch_options o = host_options("llama");
-    o.page_bytes = 4096; /* a group */
+    o.device = PERCH_DEVICE_CPU;
+    o.page_bytes = 4096; /* a group of f32 */
     perch_engine *e = host_engine(&o);
     if (!e) {
         return;
@@ -705,8 +706,8 @@ static void a_sequence_is_in_flight_until_its_last_fork_ended(void) {
     q.flags = PERCH_REQUEST_IGNORE_EOS;
     q.n_completions = 2;
     CU_ASSERT_EQUAL(perch_submit(e, &q, &id, NULL), PERCH_OK);
-    step(e);
     request *r = idtable_get(&e->requests, id);
+    while (!r->completions[0].forks_started && step(e)) {}
     pthread_mutex_lock(&e->lock);
     completion_cancel(e, &r->completions[0]);
     pthread_mutex_unlock(&e->lock);
@@ -749,7 +750,8 @@ static void a_deadline_ends_what_waits_and_what_runs(void) {
     while (perch_next(e, &ev, 0, NULL) == PERCH_OK) {
         if (ev.type == PERCH_EVENT_DONE) {
             CU_ASSERT_EQUAL(ev.finish, PERCH_FINISH_TIMEOUT);
-            CU_ASSERT_TRUE(ev.request == ids[0] ? ev.completion_tokens == 2 : ev.request == ids[2]);
+            uint64_t n_landed = e->backend->async ? 1 : 2; /* of two steps */
+            CU_ASSERT_TRUE(ev.request == ids[0] ? ev.completion_tokens == n_landed : ev.request == ids[2]);
             n_timeout++;
         }
     }
