@@ -70,6 +70,13 @@ __device__ __forceinline__ void mma<__half>(float (&c)[4], const uint32_t (&a)[4
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* 2^x by the approximation of the hardware (2 ulp); results and arguments too small for normal numbers are 0. */
+__device__ __forceinline__ float ex2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 } // namespace ptx
 #endif
 #endif
