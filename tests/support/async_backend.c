@@ -174,6 +174,7 @@ static perch_status async_embed(kernels_device *device, const kernels_weight *we
                                 uint32_t n_tokens, float *y, perch_error *err) {
     kernels_batch with_fed = *batch;
     with_fed.tokens = state_of(device)->tokens;
+    with_fed.token_from = NULL;
     return kernels_cpu()->embed(device, weight, &with_fed, n_tokens, y, err);
 }
 
