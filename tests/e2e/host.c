@@ -101,7 +101,7 @@ perch_status host_turn(perch_engine *e, const perch_request *q, host_result *r) 
     }
     perch_event_init(&ev, sizeof ev);
     do {
-        status = perch_next(e, &ev, 60000, NULL);
+        status = perch_next(e, &ev, HOST_HANGS_MS, NULL);
         if (!status && ev.request == id) {
             host_result_add(r, &ev);
         }

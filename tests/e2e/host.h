@@ -5,6 +5,9 @@
 #include "perch/perch.h"
 #include "tests/support/check.h"
 
+/* perch_next's time limit where an event has to come: whoever has waited so long waits for ever, on any machine. */
+#define HOST_HANGS_MS 600000
+
 /* Options with random weights of tests/fixtures/engine/NAME; small, quick to start. Fatal assertion if that fails. */
 perch_options host_options(const char *model_name);
 

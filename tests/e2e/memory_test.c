@@ -87,7 +87,7 @@ static uint64_t load(perch_engine *e, uint32_t n_sequences, uint32_t n_completio
         CU_ASSERT_EQUAL_FATAL(perch_submit(e, &q, NULL, NULL), PERCH_OK);
         n_left += n_completions;
     }
-    while (n_left > 0 && perch_next(e, &ev, 60000, NULL) == PERCH_OK) {
+    while (n_left > 0 && perch_next(e, &ev, HOST_HANGS_MS, NULL) == PERCH_OK) {
         if (ev.type == PERCH_EVENT_DONE) {
             CU_ASSERT_EQUAL(ev.finish, PERCH_FINISH_LENGTH);
             n_left--;

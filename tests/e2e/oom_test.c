@@ -152,7 +152,7 @@ static perch_status take(perch_engine *e, outcome *o) {
     uint32_t n_done = 0;
     perch_event_init(&ev, sizeof ev);
     while (n_done < 2) {
-        perch_status status = perch_next(e, &ev, 20000, NULL);
+        perch_status status = perch_next(e, &ev, HOST_HANGS_MS, NULL);
         if (status == PERCH_E_NOMEM) {
             first = status;
             failures_off();

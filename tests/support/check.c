@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 static const char *skip_reason;
@@ -119,4 +120,24 @@ uint64_t test_scaled(uint64_t iterations) {
     double scale = text && *text ? strtod(text, NULL) : 1.0;
     double scaled = (double)iterations * scale;
     return scaled < 1 ? 1 : (uint64_t)scaled;
+}
+
+static uint64_t clock_us(clockid_t clock) {
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
+}
+
+uint64_t test_cpu_us(void) { return clock_us(CLOCK_THREAD_CPUTIME_ID); }
+
+double test_idle_share(void) {
+    double least = 1;
+    for (int i = 0; i < 10 && least > 0.001; i++) {
+        uint64_t begin = clock_us(CLOCK_MONOTONIC), used = clock_us(CLOCK_PROCESS_CPUTIME_ID);
+        usleep(200000);
+        used = clock_us(CLOCK_PROCESS_CPUTIME_ID) - used;
+        double share = (double)used / (double)(clock_us(CLOCK_MONOTONIC) - begin);
+        least = share < least ? share : least;
+    }
+    return least;
 }

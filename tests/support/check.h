@@ -48,6 +48,15 @@ double test_rng_unit(test_rng *rng);                /* [0, 1) */
 uint64_t test_seed(uint64_t default_seed);
 uint64_t test_scaled(uint64_t iterations);
 
+/* CPU time of the calling thread in microseconds. Unlike the clock it stands still while others have the CPU. */
+uint64_t test_cpu_us(void);
+
+/*
+ * The share of one CPU that all threads of the process take while the caller sleeps: the least of several intervals, since a
+ * thread that has yet to fall asleep does so in the first, and one that watches or polls takes its share in every one.
+ */
+double test_idle_share(void);
+
 #ifdef __cplusplus
 }
 #endif
