@@ -171,6 +171,8 @@ static uint64_t step_host_bytes(const perch_options *o, const plan_parts *parts,
 
 static void describe_model(const model_config *config, perch_plan *plan) {
     plan->n_parameters = model_n_parameters(config);
+    plan->n_step_parameters =
+        plan->n_parameters - (config->tied_embeddings ? 0 : (uint64_t)config->vocab_size * config->hidden_size);
     plan->n_layers = config->n_layers;
     plan->n_heads = config->n_heads;
     plan->n_kv_heads = config->n_kv_heads;

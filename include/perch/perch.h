@@ -293,6 +293,7 @@ typedef struct perch_plan {
     perch_status
         gpu_status; /* device auto that came to the CPU: why; E_UNSUPPORTED = there is no GPU to use, or no driver */
     char note[256]; /* and in words, else "" */
+    uint64_t n_step_parameters; /* of n_parameters: all but the embedding, where that is not the output's matrix too */
 } perch_plan;
 
 /*
