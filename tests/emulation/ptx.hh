@@ -93,4 +93,8 @@ template <class T> inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32
     MmaOut o = simt::warp_op<Mma16816<T>, MmaOut>(~0u, in, "mma", file, line);
     memcpy(c, o.c, 16);
 }
+inline float ex2(float x) { // .ftz
+    float y = exp2f(x);
+    return y < 0x1p-126f ? 0.0f : y;
+}
 } // namespace ptx
