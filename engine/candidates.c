@@ -150,9 +150,9 @@ void candidates_top_k(candidates *c, uint32_t k) {
 }
 
 void candidates_weigh(candidates *c, double inverse_temperature) {
-    const float best = largest(c->logit, c->n);
+    const sampling_scale scale = sampling_scale_of(largest(c->logit, c->n), inverse_temperature);
     for (uint32_t i = 0; i < c->n; i++) {
-        c->weight[i] = sampling_weight(c->logit[i], best, inverse_temperature);
+        c->weight[i] = sampling_weight(c->logit[i], scale);
     }
 }
 
@@ -202,7 +202,6 @@ void candidates_min_p(candidates *c, double p) {
 uint32_t candidates_draw(const candidates *c, uint64_t random) {
     uint64_t point = sampling_point(random, sum(c->weight, c->n));
     uint32_t i = 0;
-    for (uint64_t reached = c->weight[0]; reached <= point; reached += c->weight[++i]) {
-    }
+    for (uint64_t reached = c->weight[0]; reached <= point; reached += c->weight[++i]) {}
     return i;
 }

@@ -1,5 +1,7 @@
 /* candidates: the filters keep exactly what sorting everything would keep, ties included. */
 #include "engine/candidates.h"
+
+#include "base/sampling_math.h"
 #include "engine/sampler_reference_testing.h"
 
 #include <math.h>
@@ -18,7 +20,7 @@ static candidates set_create(const float *logits, uint32_t n) {
                     .measure = calloc(CANDIDATES_BUCKETS, sizeof *c.measure)};
     for (uint32_t i = 0; i < n; i++) {
         c.id[i] = (int32_t)(3 * i + 1); /* ids have gaps: what a filter keeps is not told by its index */
-        c.logit[i] = (double)logits[i];
+        c.logit[i] = logits[i];
     }
     return c;
 }
@@ -37,13 +39,13 @@ static bool same(const candidates *c, const reference_set *r) {
     if (c->n != r->n) {
         return false;
     }
-    double total = 0;
+    uint64_t total = 0;
     for (uint32_t i = 0; i < c->n; i++) {
         total += c->weight[i];
     }
     for (uint32_t i = 0; i < c->n; i++) {
-        double p = (double)r->tokens[i].p;
-        if (c->id[i] != r->tokens[i].id || fabs(c->weight[i] / total - p) > 1e-12 * p + 1e-300) {
+        long double p = (long double)c->weight[i] / (long double)total;
+        if (c->id[i] != r->tokens[i].id || fabsl(p - r->tokens[i].p) > 1e-12L + r->margin) {
             return false;
         }
     }
@@ -53,16 +55,17 @@ static bool same(const candidates *c, const reference_set *r) {
 /* One row through the filters of both. Returns whether the reference was sure. */
 static bool compare(const float *logits, uint32_t n, const perch_sampling *p, uint64_t seed) {
     candidates c = set_create(logits, n);
-    reference_set r = {calloc(n, sizeof *r.tokens), n, false};
+    reference_set r = {calloc(n, sizeof *r.tokens), n, false, 0};
+    double inverse_temperature = sampling_inverse_temperature(p->temperature);
     for (uint32_t i = 0; i < n; i++) {
-        r.tokens[i] = (reference_token){c.id[i], c.logit[i], 0, 0};
+        r.tokens[i] = (reference_token){c.id[i], (double)c.logit[i], 0, 0};
     }
     reference_filter(&r, p->temperature, p->top_k, p->typical_p, p->top_p, p->min_p);
     if (p->top_k > 0) {
         candidates_top_k(&c, (uint32_t)p->top_k);
     }
-    candidates_weigh(&c, p->temperature);
-    candidates_typical(&c, p->temperature, p->typical_p);
+    candidates_weigh(&c, inverse_temperature);
+    candidates_typical(&c, inverse_temperature, p->typical_p);
     candidates_top_p(&c, p->top_p);
     candidates_min_p(&c, p->min_p);
     if (!r.ambiguous) {
@@ -142,9 +145,9 @@ static void test_hand_computed(void) {
     const float logits[] = {(float)M_LN2, 0, (float)-M_LN2, (float)-M_LN2};
     candidates c = set_create(logits, 4);
     candidates_weigh(&c, 1);
-    CU_ASSERT_DOUBLE_EQUAL(c.weight[0], 1, 0);
-    CU_ASSERT_DOUBLE_EQUAL(c.weight[1], 0.5, 1e-7);
-    CU_ASSERT_DOUBLE_EQUAL(c.weight[3], 0.25, 1e-7);
+    CU_ASSERT_EQUAL(c.weight[0], SAMPLING_ONE);
+    CU_ASSERT_DOUBLE_EQUAL((double)c.weight[1] / (double)SAMPLING_ONE, 0.5, 1e-7);
+    CU_ASSERT_DOUBLE_EQUAL((double)c.weight[3] / (double)SAMPLING_ONE, 0.25, 1e-7);
     candidates_top_p(&c, 0.7);
     expect_ids(&c, (const int32_t[]){1, 4}, 2, "top-p 0.7");
     candidates_min_p(&c, 0.4);
@@ -162,30 +165,39 @@ static void test_hand_computed(void) {
 }
 
 static void test_borders_are_exact(void) {
-    /* as likely as it has to be */
+    /* as likely as it has to be, and by the least number less */
     const float logits[] = {1, 0, -1};
-    candidates c = set_create(logits, 3);
-    candidates_weigh(&c, 1);
-    candidates_min_p(&c, c.weight[1]);
-    expect_ids(&c, (const int32_t[]){1, 4}, 2, "min-p");
-    set_free(&c);
+    for (int more = 0; more < 2; more++) {
+        candidates c = set_create(logits, 3);
+        candidates_weigh(&c, 1);
+        candidates_min_p(&c, (double)(c.weight[1] + (uint64_t)more) / (double)SAMPLING_ONE);
+        expect_ids(&c, (const int32_t[]){1, 4}, more ? 1 : 2, "min-p");
+        set_free(&c);
+    }
 
-    /* doubles that differ far behind the point only */
+    /* a share of exactly the first two, and by the least number more */
+    for (int more = 0; more < 2; more++) {
+        candidates c = set_create(logits, 3);
+        candidates_weigh(&c, 1);
+        c.weight[0] = 5, c.weight[1] = 3, c.weight[2] = 8;
+        candidates_top_p(&c, more ? 0.5 + 0x1p-53 : 0.5);
+        expect_ids(&c, (const int32_t[]){1, 4, 7}, more ? 3 : 2, "top-p");
+        set_free(&c);
+    }
+
+    /* neighbours among floats, in ascending order */
     const float ones[5] = {0};
-    c = set_create(ones, 5);
+    candidates c = set_create(ones, 5);
     for (int i = 0; i < 5; i++) {
-        c.logit[i] = 1 + i * 0x1p-45;
+        c.logit[i] = 1 + (float)i * 0x1p-23f;
     }
     candidates_top_k(&c, 2);
     expect_ids(&c, (const int32_t[]){10, 13}, 2, "neighbours");
     set_free(&c);
 
-    /* a share so small that it vanishes against the weight leaves one token all the same */
-    const float light[] = {0, 0, 0};
-    c = set_create(light, 3);
-    for (int i = 0; i < 3; i++) {
-        c.weight[i] = 0.1;
-    }
+    /* a share so small that nothing of the weight is left leaves one token all the same */
+    c = set_create(ones, 3);
+    candidates_weigh(&c, 1);
     candidates_top_p(&c, 5e-324);
     expect_ids(&c, (const int32_t[]){1}, 1, "no share");
     set_free(&c);
@@ -196,12 +208,12 @@ static void test_infinite_logits_share_everything(void) {
     candidates c = set_create(logits, 4);
     candidates_weigh(&c, 0.7);
     CU_ASSERT_EQUAL(c.weight[0], 0);
-    CU_ASSERT_EQUAL(c.weight[1], 1);
-    CU_ASSERT_EQUAL(c.weight[3], 1);
+    CU_ASSERT_EQUAL(c.weight[1], SAMPLING_ONE);
+    CU_ASSERT_EQUAL(c.weight[3], SAMPLING_ONE);
     candidates_typical(&c, 0.7, 0.9);
     expect_ids(&c, (const int32_t[]){4, 10}, 2, "typical");
-    CU_ASSERT_EQUAL(candidates_draw(&c, 0.49), 0);
-    CU_ASSERT_EQUAL(candidates_draw(&c, 0.51), 1);
+    CU_ASSERT_EQUAL(candidates_draw(&c, UINT64_MAX / 2), 0);
+    CU_ASSERT_EQUAL(candidates_draw(&c, UINT64_MAX / 2 + 1), 1);
     set_free(&c);
 }
 
@@ -210,8 +222,8 @@ static void test_draw_at_the_ends(void) {
     candidates c = set_create(logits, 4);
     candidates_weigh(&c, 1);
     CU_ASSERT_EQUAL(candidates_draw(&c, 0), 1); /* never a token without weight */
-    CU_ASSERT_EQUAL(candidates_draw(&c, 0.5), 2);
-    CU_ASSERT_EQUAL(candidates_draw(&c, 1 - 0x1p-53), 2);
+    CU_ASSERT_EQUAL(candidates_draw(&c, UINT64_C(1) << 63), 2);
+    CU_ASSERT_EQUAL(candidates_draw(&c, UINT64_MAX), 2);
     set_free(&c);
 }
 

@@ -1,4 +1,4 @@
-perch_sources(sampler.c candidates.c sampling_check.c philox.c stop.c)
+perch_sources(sampler.c candidates.c sampling_check.c stop.c)
 perch_unit_test(candidates_test candidates_test.c sampler_reference_testing.c)
 perch_unit_test(sampler_test sampler_test.c sampler_reference_testing.c)
 perch_unit_test(sampling_check_test sampling_check_test.c)

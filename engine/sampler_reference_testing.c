@@ -5,7 +5,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-static const long double margin = 1e-12L;
+/* A border that is nearer than this may be on either side of it. */
+static long double doubt(const reference_set *set) { return 1e-12L + set->margin; }
 
 static int by_id(const void *a, const void *b) {
     const reference_token *x = a, *y = b;
@@ -25,6 +26,7 @@ static void normalise(reference_set *set) {
     for (size_t i = 0; i < set->n; i++) {
         set->tokens[i].p /= total;
     }
+    set->margin /= total;
 }
 
 /* Keeps the front, in the order of the keys, that reaches mass. */
@@ -34,11 +36,12 @@ static void keep_mass(reference_set *set, long double mass) {
     size_t kept = 0;
     while (kept < set->n && reached < mass) {
         if (kept > 0 && set->tokens[kept].logit != set->tokens[kept - 1].logit &&
-            fabsl(set->tokens[kept].key - set->tokens[kept - 1].key) < margin) {
+            fabsl(set->tokens[kept].key - set->tokens[kept - 1].key) <
+                50 * doubt(set)) { /* 33 is the largest distance */
             set->ambiguous = true;
         }
         reached += set->tokens[kept++].p;
-        set->ambiguous = set->ambiguous || fabsl(reached - mass) < margin;
+        set->ambiguous = set->ambiguous || fabsl(reached - mass) < doubt(set);
     }
     set->n = kept;
     qsort(set->tokens, set->n, sizeof *set->tokens, by_id);
@@ -64,6 +67,7 @@ static void find_probabilities(reference_set *set, double temperature) {
         set->tokens[i].p =
             logit == best ? 1 : expl(((long double)logit - (long double)best) / (long double)temperature);
     }
+    set->margin = (long double)set->n * 0x1p-45L;
     normalise(set);
 }
 
@@ -96,7 +100,7 @@ static void filter_min_p(reference_set *set, double ratio) {
         best = fmaxl(best, set->tokens[i].p);
     }
     for (size_t i = 0; i < set->n; i++) {
-        set->ambiguous = set->ambiguous || fabsl(set->tokens[i].p / best - (long double)ratio) < margin;
+        set->ambiguous = set->ambiguous || fabsl(set->tokens[i].p / best - (long double)ratio) < doubt(set) / best;
         if (set->tokens[i].p >= (long double)ratio * best) {
             set->tokens[kept++] = set->tokens[i];
         }
@@ -127,7 +131,7 @@ static double adjusted_logit(const sampler_input *in, int32_t token) {
     double logit = (double)in->logits[token];
     uint64_t seen = 0, generated = 0;
     for (size_t i = 0; i < p->n_logit_bias; i++) {
-        logit += p->logit_bias[i].token == token ? (double)p->logit_bias[i].bias : 0;
+        logit = (double)(float)(logit + (p->logit_bias[i].token == token ? (double)p->logit_bias[i].bias : 0));
     }
     for (size_t i = 0; i < p->n_banned_tokens; i++) {
         logit = p->banned_tokens[i] == token ? -INFINITY : logit;
@@ -141,16 +145,16 @@ static double adjusted_logit(const sampler_input *in, int32_t token) {
     }
     if (seen > 0 && isfinite(logit)) {
         logit = logit > 0 ? logit / p->repetition_penalty : logit * p->repetition_penalty;
-        logit = fmax(-DBL_MAX, fmin(DBL_MAX, logit));
+        logit = fmax(-FLT_MAX, fmin(FLT_MAX, logit));
     }
     if (generated > 0) {
         logit -= p->frequency_penalty * (double)generated + p->presence_penalty;
     }
-    return logit;
+    return (double)(float)logit;
 }
 
 reference_set reference_choose(const sampler_input *in, uint32_t vocab_size) {
-    reference_set set = {calloc(vocab_size, sizeof *set.tokens), 0, false};
+    reference_set set = {calloc(vocab_size, sizeof *set.tokens), 0, false, 0};
     for (uint32_t token = 0; token < vocab_size; token++) {
         double logit = adjusted_logit(in, (int32_t)token);
         if (!isnan(logit) && logit != -INFINITY) {

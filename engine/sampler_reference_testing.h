@@ -1,6 +1,6 @@
 /*
  * sampler_reference: the sampler written naively, in long double, for the tests to compare with. It sorts everything at
- * every filter. Where rounding could decide (a border within 1e-12) it says so instead of insisting.
+ * every filter. Where rounding could decide (a border as near as the weights' resolution) it says so instead of insisting.
  */
 #ifndef PERCH_ENGINE_SAMPLER_REFERENCE_H
 #define PERCH_ENGINE_SAMPLER_REFERENCE_H
@@ -19,6 +19,7 @@ typedef struct reference_set {
     reference_token *tokens; /* [n] by id; the caller's to free */
     size_t n;
     bool ambiguous;
+    long double margin; /* by how much rounding of weights to 2^-44 of the likeliest may move a sum of p */
 } reference_set;
 
 /* Everything before the draw. n is 0 where no token is left. Temperature 0 leaves one. */
