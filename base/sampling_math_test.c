@@ -174,7 +174,7 @@ static void test_keys_sort_as_logits(void) {
 
 int main(int argc, char **argv) {
     const test_case tests[] = {
-        {"exp_errs_by_about_an_ulp", test_exp_is_within_an_ulp},
+        {"exp_errs_by_about_an_ulp", test_exp_errs_by_about_an_ulp},
         {"weights_are_rounded_exponentials", test_weights_are_rounded_exponentials},
         {"the_ends_of_weights", test_the_ends_of_weights},
         {"shares", test_shares},

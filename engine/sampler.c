@@ -207,7 +207,8 @@ static float row_logprob(float logit, float best, uint64_t total) {
 
 float sampler_logprob(const float *logits, uint32_t vocab_size, int32_t token) {
     float best = row_largest(logits, vocab_size);
-    return row_logprob(logits[token], best, row_total(logits, vocab_size, best));
+    uint64_t total = best > -INFINITY ? row_total(logits, vocab_size, best) : 0;
+    return row_logprob(logits[token], best, total);
 }
 
 /* The n best of the row by insertion into a sorted list: n is at most 20; nearly all tokens fail the first test. */
