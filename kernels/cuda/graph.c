@@ -1,0 +1,93 @@
+/*
+ * CUDA graphs: a pass of decode rows is hundreds of small kernels, which a graph launches in one call. Passes differ in their
+ * batch alone, and that lies in the lane's block on the device, so a graph that was recorded once serves every batch of up to as
+ * many rows. There is one for each lane, number of rows (powers of two) and graph_key.
+ *
+ * Memory. A graph takes device memory when it is instantiated; how much only the driver knows. What is free before and after says
+ * it: once the sum passes CUDA_GRAPH_BYTES, which the plan counts, no more graphs are made.
+ */
+#include "kernels/cuda/device.h"
+
+static bool same_key(const cuda_graph_key *a, const cuda_graph_key *b) {
+    return a->key == b->key && a->lane == b->lane && a->n_tokens == b->n_tokens && a->n_logits == b->n_logits;
+}
+
+cudaGraphExec_t cuda_graph_find(const cuda_recorder *recorder, const cuda_graph_key *key) {
+    for (uint32_t i = 0; i < recorder->n_graphs; i++) {
+        if (same_key(&recorder->graphs[i].key, key)) {
+            return recorder->graphs[i].exec;
+        }
+    }
+    return NULL;
+}
+
+void cuda_record_begin(kernels_device *device, const cuda_graph_key *key) {
+    cuda_recorder *r = &device->recorder;
+    if (!r->enabled || r->n_graphs == CUDA_MAX_GRAPHS) {
+        return;
+    }
+    /* Relaxed: what this thread or the host's own do on other streams meanwhile is no part of it, and allowed. */
+    r->on = cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeRelaxed) == cudaSuccess;
+    r->failed = false;
+    r->key = *key;
+    if (!r->on) {
+        r->enabled = false;
+        (void)cudaGetLastError();
+    }
+}
+
+static uint64_t free_bytes(void) {
+    size_t left = 0, total = 0;
+    return cudaMemGetInfo(&left, &total) == cudaSuccess ? left : 0;
+}
+
+/* The recorded graph made executable, and on the device before it is needed. */
+static cudaGraphExec_t instantiate(kernels_device *device, cudaGraph_t graph) {
+    cuda_recorder *r = &device->recorder;
+    cudaGraphExec_t exec = NULL;
+    uint64_t before = free_bytes();
+    if (cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess) {
+        return NULL;
+    }
+    bool ready = cudaGraphUpload(exec, device->compute) == cudaSuccess;
+    uint64_t after = free_bytes();
+    uint64_t bytes = after < before ? before - after : 0;
+    if (!ready || r->bytes + bytes > CUDA_GRAPH_BYTES) {
+        (void)cudaGraphExecDestroy(exec);
+        return NULL;
+    }
+    r->bytes += bytes;
+    return exec;
+}
+
+void cuda_record_end(kernels_device *device) {
+    cuda_recorder *r = &device->recorder;
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    if (!r->on) {
+        return;
+    }
+    r->on = false;
+    if (cudaStreamEndCapture(r->stream, &graph) == cudaSuccess && graph != NULL && !r->failed) {
+        exec = instantiate(device, graph);
+    }
+    if (graph != NULL) {
+        (void)cudaGraphDestroy(graph);
+    }
+    if (exec == NULL) {
+        r->enabled = false;
+        (void)cudaGetLastError();
+        return;
+    }
+    r->graphs[r->n_graphs++] = (cuda_graph){r->key, exec};
+}
+
+void cuda_graphs_close(kernels_device *device) {
+    cuda_recorder *r = &device->recorder;
+    r->failed = true;
+    cuda_record_end(device);
+    for (uint32_t i = 0; i < r->n_graphs; i++) {
+        (void)cudaGraphExecDestroy(r->graphs[i].exec);
+    }
+    r->n_graphs = 0;
+}
