@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum value_kind { VALUE_U32, VALUE_U64, VALUE_REAL, VALUE_LIST, VALUE_PATH, VALUE_WORD };
+enum value_kind { VALUE_U32, VALUE_U64, VALUE_REAL, VALUE_LIST, VALUE_PATH, VALUE_WORD, VALUE_VARY };
 
 struct word {
     const char *name;
@@ -78,6 +78,16 @@ static const struct row rows[] = {
      FIELD(VALUE_U32, max_requests), RANGE(0, 1e8)},
     {KEY("max_seconds", "real", "0..1000000", "A run submits nothing this long after its warm-up; 0 = no limit.", ALL),
      FIELD(VALUE_REAL, max_seconds), RANGE(0, 1e6)},
+    {KEY("copy_gbps", "real", "0..1000000",
+         "What the device's memory copies, read + written: decoding is compared with it. 0 = not known.", BENCH_GRID),
+     FIELD(VALUE_REAL, copy_gbps), RANGE(0, 1e6)},
+    {KEY("matrix_tflops", "real", "0..1000000",
+         "What its matrix products reach: prefill is compared with it. 0 = not known.", BENCH_GRID),
+     FIELD(VALUE_REAL, matrix_tflops), RANGE(0, 1e6)},
+    {KEY("vary", "section.key: value, value; ...", "",
+         "Variants side by side: the first values, and then each other value of one key. In a file between quotes.",
+         ALL),
+     FIELD(VALUE_VARY, vary_text)},
 };
 enum { N_ROWS = sizeof(rows) / sizeof(rows[0]) };
 _Static_assert(N_ROWS <= 32, "bench_config.was_set has a bit for each key");
@@ -171,6 +181,26 @@ static perch_status parse_word(const struct row *row, const char *text, uint32_t
     return tool_error(err, PERCH_E_CONFIG, "'%s' is not one of %s", text, row->info.type);
 }
 
+static perch_status parse_vary(const char *text, struct bench_config *config, perch_error *err) {
+    struct bench_vary vary;
+    perch_options options;
+    perch_status status = strlen(text) < BENCH_VARY_TEXT_CAP
+                              ? bench_vary_parse(text, &vary, err)
+                              : tool_error(err, PERCH_E_CONFIG, "longer than %d bytes", BENCH_VARY_TEXT_CAP - 1);
+    if (status == PERCH_OK && perch_options_init(&options, sizeof(options)) != PERCH_OK) {
+        return tool_error(err, PERCH_E_INVALID, "perch.h and libperch do not match");
+    }
+    size_t n = status == PERCH_OK ? bench_vary_n_variants(&vary) : 0;
+    for (size_t i = 0; status == PERCH_OK && i < n; i++) {
+        status = bench_vary_apply(&vary, i, &options, err);
+    }
+    if (status == PERCH_OK) {
+        config->vary = vary;
+        memcpy(config->vary_text, text, strlen(text) + 1);
+    }
+    return status;
+}
+
 perch_status bench_config_set(struct bench_config *config, const char *key, const char *value, perch_error *err) {
     size_t i = 0;
     while (i < N_ROWS && strcmp(rows[i].info.key, key) != 0) {
@@ -189,6 +219,9 @@ perch_status bench_config_set(struct bench_config *config, const char *key, cons
         break;
     case VALUE_WORD:
         status = parse_word(row, value, field, err);
+        break;
+    case VALUE_VARY:
+        status = parse_vary(value, config, err);
         break;
     case VALUE_PATH:
         if (snprintf(field, PERCH_PATH_CAP, "%s", value) >= PERCH_PATH_CAP) {
@@ -257,6 +290,7 @@ void bench_config_get(const struct bench_config *config, size_t index, char *out
         break;
     }
     case VALUE_PATH:
+    case VALUE_VARY:
         snprintf(out, cap, "%s", (const char *)field);
         break;
     case VALUE_WORD:

@@ -4,6 +4,8 @@
 #ifndef PERCH_TOOLS_BENCH_CONFIG_H
 #define PERCH_TOOLS_BENCH_CONFIG_H
 
+#include "bench_vary.h"
+
 #include "perch/perch.h"
 
 #include <stdbool.h>
@@ -40,6 +42,10 @@ struct bench_config {
     double scale_tokens;
     uint32_t max_requests;
     double max_seconds;
+    double copy_gbps;     /* 0 = not known */
+    double matrix_tflops; /* likewise */
+    char vary_text[BENCH_VARY_TEXT_CAP];
+    struct bench_vary vary; /* what vary_text says */
 };
 
 /* One key; all strings are static. */

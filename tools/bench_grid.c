@@ -57,26 +57,31 @@ static perch_status submit_all(struct round *round, uint64_t start_us, perch_err
 }
 
 /* Tokens after the last first token belong to the phase that only decodes. */
-static void count_phases(struct bench_run *run, size_t first_record, uint64_t start_us) {
+static perch_status count_phases(struct bench_run *run, size_t first_record, uint64_t start_us, perch_error *err) {
     uint64_t all_first_us = start_us;
     uint64_t end_us = start_us;
     for (size_t i = first_record; i < run->n; i++) {
         all_first_us = run->records[i].first_us > all_first_us ? run->records[i].first_us : all_first_us;
         end_us = run->records[i].last_us > end_us ? run->records[i].last_us : end_us;
     }
-    run->prefill_phase_us += all_first_us - start_us;
+    uint64_t n_tokens = (uint64_t)run->concurrency * run->prompt_tokens;
+    uint64_t prefill_us = all_first_us - start_us;
+    run->prefill_phase_us += prefill_us;
     run->decode_phase_us += end_us - all_first_us;
-    run->prefill_phase_tokens += (uint64_t)run->concurrency * run->prompt_tokens;
+    run->prefill_phase_tokens += n_tokens;
+    return prefill_us > 0 ? samples_add(&run->prefill_rates, (double)n_tokens * 1e6 / (double)prefill_us, err)
+                          : PERCH_OK;
 }
 
 static perch_status play_round(struct round *round, perch_error *err) {
     struct bench_run *run = round->run;
     size_t first_record = run->n;
     uint64_t start_us = bench_run_now(run);
-    perch_status status = submit_all(round, start_us, err);
+    perch_status status = run->measuring ? bench_full_begin(&run->full, run->tool->engine, err) : PERCH_OK;
+    status = status != PERCH_OK ? status : submit_all(round, start_us, err);
     status = status != PERCH_OK ? status : bench_run_drain(run, err);
     if (status == PERCH_OK && run->measuring) {
-        count_phases(run, first_record, start_us);
+        status = count_phases(run, first_record, start_us, err);
     }
     close_sequences(round);
     return status;

@@ -2,6 +2,7 @@
  * bench_json: what runs measured, as JSON: hardware, commit, effective configuration, figures and the raw numbers that
  * they come from.
  */
+#include "bench_bound.h"
 #include "bench_report.h"
 #include "commit.h"
 #include "config.h"
@@ -87,20 +88,65 @@ static json_t *raw_json(const struct bench_run *run) {
                      "between_tokens_ms", gaps);
 }
 
+static json_t *values_json(const struct samples *samples) {
+    json_t *values = json_array();
+    for (size_t i = 0; values != NULL && i < samples->n; i++) {
+        if (json_array_append_new(values, number(samples->values[i])) != 0) {
+            json_decref(values);
+            values = NULL;
+        }
+    }
+    return values;
+}
+
+/* A value for each round, and the bounds by what the device copies and multiplies. */
+static json_t *rounds_json(struct bench_run *run) {
+    struct bench_bound bound;
+    bench_bound_compute(run, &bound);
+    return json_pack(
+        "{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "prefill_tokens_per_s",
+        values_json(&run->prefill_rates), "prefill_p50", number(samples_percentile(&run->prefill_rates, 50)),
+        "all_decoding_tokens_per_s", values_json(&run->full.decode_rates), "all_decoding_p50",
+        number(samples_percentile(&run->full.decode_rates, 50)), "host_us_per_step",
+        number(samples_percentile(&run->full.host_us, 50)), "context",
+        number(samples_percentile(&run->full.contexts, 50)), "bound_prefill_by_matrix", number(bound.prefill_by_matrix),
+        "bound_decode_by_copy", number(bound.decode_by_copy), "bound_decode_by_matrix", number(bound.decode_by_matrix),
+        "prefill_share", number(bound.prefill_share), "all_decoding_share", number(bound.decode_share));
+}
+
 static json_t *run_json(struct bench_run *run) {
     struct bench_summary summary;
     bench_summarize(run, &summary);
     return json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "name",
-        run->name, "prompt_tokens", (json_int_t)run->prompt_tokens, "completion_tokens",
-        (json_int_t)run->completion_tokens, "concurrency", (json_int_t)run->concurrency, "requests",
-        (json_int_t)summary.n_requests, "seconds", number(summary.seconds), "prefill_tokens_per_s",
-        number(summary.prefill_rate), "decode_tokens_per_s", number(summary.decode_rate), "ttft_ms",
-        samples_json(&run->ttft_ms), "between_tokens_ms", samples_json(&run->gaps_ms), "step_ms",
+        "{s:s, s:I, s:o, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, "
+        "s:o}",
+        "name", run->name, "variant", (json_int_t)run->variant, "rounds", rounds_json(run), "prompt_tokens",
+        (json_int_t)run->prompt_tokens, "completion_tokens", (json_int_t)run->completion_tokens, "concurrency",
+        (json_int_t)run->concurrency, "requests", (json_int_t)summary.n_requests, "seconds", number(summary.seconds),
+        "prefill_tokens_per_s", number(summary.prefill_rate), "decode_tokens_per_s", number(summary.decode_rate),
+        "ttft_ms", samples_json(&run->ttft_ms), "between_tokens_ms", samples_json(&run->gaps_ms), "step_ms",
         number(summary.step_ms), "host_share", number(summary.host_share), "decode_rows", number(summary.decode_rows),
         "rows", number(summary.rows), "row_share", number(summary.row_share), "kv_live_share",
         number(summary.kv_live_share), "kv_cached_share", number(summary.kv_cached_share), "classes", classes_json(run),
         "stats", stats_delta(&run->before, &run->after), "raw", raw_json(run));
+}
+
+/* What each variant sets and the plan that it ran by; runs[n] are variant by variant. */
+static json_t *variants_json(const struct tool *tool, const struct bench_run *runs, size_t n) {
+    json_t *variants = json_array();
+    for (size_t i = 0; variants != NULL && i < n; i++) {
+        char name[BENCH_VARY_TEXT_CAP];
+        if (i > 0 && runs[i].variant == runs[i - 1].variant) {
+            continue;
+        }
+        bench_vary_name(&tool->bench.vary, runs[i].variant, name, sizeof(name));
+        if (json_array_append_new(variants, json_pack("{s:s, s:o}", "name", name, "plan", json_plan(runs[i].plan))) !=
+            0) {
+            json_decref(variants);
+            variants = NULL;
+        }
+    }
+    return variants;
 }
 
 static json_t *report_json(struct tool *tool, struct bench_run *runs, size_t n) {
@@ -108,10 +154,6 @@ static json_t *report_json(struct tool *tool, struct bench_run *runs, size_t n) 
     time_t now = time(NULL);
     struct tm utc;
     strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-    perch_plan plan = {.struct_size = sizeof(plan)};
-    if (perch_engine_plan(tool->engine, &plan, NULL) != PERCH_OK) {
-        return NULL;
-    }
     json_t *array = json_array();
     for (size_t i = 0; array != NULL && i < n; i++) {
         if (json_array_append_new(array, run_json(&runs[i])) != 0) {
@@ -119,9 +161,9 @@ static json_t *report_json(struct tool *tool, struct bench_run *runs, size_t n) 
             array = NULL;
         }
     }
-    return json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o}", "version", perch_version(), "commit", tool_commit, "date",
-                     date, "hardware", hardware_json(), "config", config_json(tool, true), "plan", json_plan(&plan),
-                     "runs", array);
+    return json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "version", perch_version(), "commit", tool_commit,
+                     "date", date, "hardware", hardware_json(), "config", config_json(tool, true), "plan",
+                     json_plan(runs[0].plan), "variants", variants_json(tool, runs, n), "runs", array);
 }
 
 int bench_write_json(struct tool *tool, struct bench_run *runs, size_t n) {
@@ -133,7 +175,7 @@ int bench_write_json(struct tool *tool, struct bench_run *runs, size_t n) {
         return tool_write_json(tool, json, false);
     }
     errno = 0;
-    int failed = json_dump_file(json, tool->json_file, 0);
+    int failed = json_dump_file(json, tool->json_file, JSON_REAL_PRECISION(10));
     json_decref(json);
     return failed == 0 ? EXIT_DONE : tool_fail(tool, EXIT_RUN, "cannot write %s: %s", tool->json_file, strerror(errno));
 }

@@ -3,6 +3,7 @@
  */
 #include "bench_report.h"
 
+#include "bench_bound.h"
 #include "table.h"
 
 #include <math.h>
@@ -173,18 +174,103 @@ static perch_status print_cache(struct bench_run *runs, size_t n) {
     return print_and_free(&table, status);
 }
 
+/* ----------------------------------------------------- rounds and variants -- */
+
+/* The median with the least and the most. */
+static perch_status add_median(struct table *table, perch_status status, struct samples *samples) {
+    status = add_number(table, status, samples_percentile(samples, 50), 0);
+    status = add_number(table, status, samples_percentile(samples, 0), 0);
+    return add_number(table, status, samples_percentile(samples, 100), 0);
+}
+
+static perch_status print_rounds(struct bench_run *runs, size_t n) {
+    static const char *const names[] = {
+        "run", "rounds", "prefill tok/s p50", "min",     "max",           "% of bound", "all decoding tok/s p50",
+        "min", "max",    "% of bound",        "context", "host us a step"};
+    struct table table;
+    perch_status status = add_heading(&table, names, sizeof(names) / sizeof(names[0]));
+    for (size_t i = 0; i < n; i++) {
+        struct bench_full *full = &runs[i].full;
+        struct bench_bound bound;
+        bench_bound_compute(&runs[i], &bound);
+        status = add_text(&table, status, runs[i].name);
+        status = add_number(&table, status, (double)runs[i].prefill_rates.n, 0);
+        status = add_median(&table, status, &runs[i].prefill_rates);
+        status = add_number(&table, status, 100.0 * bound.prefill_share, 1);
+        status = add_median(&table, status, &full->decode_rates);
+        status = add_number(&table, status, 100.0 * bound.decode_share, 1);
+        status = add_number(&table, status, samples_percentile(&full->contexts, 50), 0);
+        status = add_number(&table, status, samples_percentile(&full->host_us, 50), 1);
+    }
+    return print_and_free(&table, status);
+}
+
+/* What a variant is compared by: the medians of a grid's rounds, else what the run came to. */
+static void get_variant_rates(struct bench_run *run, double *prefill, double *decode, double *host_us) {
+    struct bench_summary summary;
+    bench_summarize(run, &summary);
+    bool has_rounds = run->full.decode_rates.n > 0;
+    *prefill = run->prefill_rates.n > 0 ? samples_percentile(&run->prefill_rates, 50) : summary.prefill_rate;
+    *decode = has_rounds ? samples_percentile(&run->full.decode_rates, 50) : summary.decode_rate;
+    *host_us = has_rounds ? samples_percentile(&run->full.host_us, 50) : summary.step_ms * summary.host_share * 1000.0;
+}
+
+/* The variants of a run one below the other, beside what they are of the base, which comes first. */
+static perch_status print_variants(const struct tool *tool, struct bench_run *runs, size_t n) {
+    static const char *const names[] = {"run",          "variant", "prefill tok/s",  "x base",
+                                        "decode tok/s", "x base",  "host us a step", "TTFT ms p50"};
+    const struct bench_vary *vary = &tool->bench.vary;
+    size_t n_cells = 0;
+    struct table table;
+    perch_status status = add_heading(&table, names, sizeof(names) / sizeof(names[0]));
+    while (n_cells < n && runs[n_cells].variant == 0) {
+        n_cells++;
+    }
+    for (size_t cell = 0; cell < n_cells; cell++) {
+        double base_prefill = 0.0;
+        double base_decode = 0.0;
+        for (size_t i = cell; i < n; i += n_cells) {
+            char name[BENCH_VARY_TEXT_CAP];
+            double prefill;
+            double decode;
+            double host_us;
+            get_variant_rates(&runs[i], &prefill, &decode, &host_us);
+            base_prefill = i == cell ? prefill : base_prefill;
+            base_decode = i == cell ? decode : base_decode;
+            bench_vary_name(vary, runs[i].variant, name, sizeof(name));
+            status = add_text(&table, status, i == cell ? runs[i].name : "");
+            status = add_text(&table, status, name);
+            status = add_number(&table, status, prefill, 0);
+            status = add_number(&table, status, ratio(prefill, base_prefill), 2);
+            status = add_number(&table, status, decode, 0);
+            status = add_number(&table, status, ratio(decode, base_decode), 2);
+            status = add_number(&table, status, host_us, 1);
+            status = add_number(&table, status, samples_percentile(&runs[i].ttft_ms, 50), 1);
+        }
+    }
+    return print_and_free(&table, status);
+}
+
 int bench_print(const struct tool *tool, struct bench_run *runs, size_t n) {
-    bool shows_cache = tool->bench.workload != BENCH_GRID;
+    bool is_grid = tool->bench.workload == BENCH_GRID;
     perch_status status = print_times(runs, n);
     printf("\n");
     status = status != PERCH_OK ? status : print_steps(runs, n);
-    if (status == PERCH_OK && shows_cache) {
+    if (status == PERCH_OK && is_grid) {
+        printf("\n");
+        status = print_rounds(runs, n);
+    }
+    if (status == PERCH_OK && !is_grid) {
         printf("\n");
         status = print_classes(runs, n);
     }
-    if (status == PERCH_OK && shows_cache) {
+    if (status == PERCH_OK && !is_grid) {
         printf("\n");
         status = print_cache(runs, n);
+    }
+    if (status == PERCH_OK && tool->bench.vary.n_keys > 0) {
+        printf("\n");
+        status = print_variants(tool, runs, n);
     }
     return status == PERCH_OK ? tool_flush(tool) : tool_fail(tool, EXIT_RUN, "out of memory");
 }

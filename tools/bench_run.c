@@ -41,6 +41,8 @@ void bench_run_free(struct bench_run *run) {
     free(run->records);
     samples_free(&run->gaps_ms);
     samples_free(&run->ttft_ms);
+    samples_free(&run->prefill_rates);
+    bench_full_free(&run->full);
     for (size_t i = 0; i < N_CLASSES; i++) {
         samples_free(&run->class_ttft_ms[i]);
     }
@@ -200,9 +202,16 @@ static perch_status take_tokens(struct bench_run *run, struct bench_record *reco
 static perch_status take_event(struct bench_run *run, struct bench_record **done, perch_error *err) {
     const perch_event *event = &run->event;
     struct bench_record *record = &run->records[event->user_data];
+    perch_engine *engine = run->tool->engine;
     perch_status status = take_tokens(run, record, event->n_tokens, err);
+    if (status == PERCH_OK && run->n_without_first == 0) {
+        status = bench_full_open(&run->full, engine, bench_run_now(run), err);
+    }
     if (event->type != PERCH_EVENT_DONE) {
         return status;
+    }
+    if (status == PERCH_OK) {
+        status = bench_full_close(&run->full, engine, bench_run_now(run), run->concurrency, run->prompt_tokens, err);
     }
     record->prompt_tokens = event->prompt_tokens;
     record->cached_tokens = event->cached_tokens;

@@ -6,7 +6,7 @@
 #ifndef PERCH_TOOLS_BENCH_RUN_H
 #define PERCH_TOOLS_BENCH_RUN_H
 
-#include "samples.h"
+#include "bench_full.h"
 #include "tool.h"
 
 /* At admission: was there KV of the sequence to be found, and how much of it was? */
@@ -29,7 +29,9 @@ struct bench_record {
 
 struct bench_run {
     struct tool *tool;
-    char name[64];                             /* "128 + 32 tokens, 4 at once" */
+    const perch_plan *plan;                    /* of the engine that it runs on; borrowed */
+    size_t variant;                            /* of bench.vary */
+    char name[192];                            /* "128 + 32 tokens, 4 at once" */
     uint32_t prompt_tokens, completion_tokens; /* the grid's cell, else 0 */
     uint32_t concurrency;
     struct bench_record *records; /* [n], owned; freed by bench_run_free */
@@ -48,6 +50,8 @@ struct bench_run {
     uint64_t class_prompt_tokens[N_CLASSES], class_computed_tokens[N_CLASSES];
     /* the grid's phases: until every prompt has its first token, and from then on */
     uint64_t prefill_phase_us, decode_phase_us, prefill_phase_tokens, decode_phase_tokens;
+    struct samples prefill_rates; /* the first phase's tokens a second, a value for each round */
+    struct bench_full full;
     /* integrals over time of the engine's gauges */
     uint64_t last_sample_us;
     double sampled_us, rows_us, pages_live_us, pages_cached_us;

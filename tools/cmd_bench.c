@@ -18,8 +18,10 @@ struct bench {
     struct tool tool;
     const char *plot;
     struct trace trace;
-    struct bench_run *runs; /* [n_runs], the first n_done complete */
-    size_t n_runs, n_done;
+    perch_options options;  /* the base's */
+    perch_plan *plans;      /* [n_variants] */
+    struct bench_run *runs; /* [n_runs], variant by variant; the first n_done complete */
+    size_t n_variants, n_runs, n_done;
 };
 
 static size_t count_runs(const struct bench_config *config) {
@@ -81,30 +83,46 @@ static int check_words(const struct bench *bench) {
         }
         code = check_target(tool, "plot", bench->plot);
     }
+    if (code == EXIT_DONE && bench->plot != NULL && tool->bench.vary.n_keys > 0) {
+        return tool_fail(tool, EXIT_USAGE, "--plot: the picture has no place for the variants of bench.vary");
+    }
     return code;
 }
 
-static perch_status perform_workload(struct bench *bench, const struct bench_model *model, size_t index,
-                                     perch_error *err) {
-    struct bench_run *run = &bench->runs[index];
-    perch_status status = bench_run_begin(run, &bench->tool, err);
-    if (status != PERCH_OK) {
-        return status;
-    }
+static perch_status perform_workload(struct bench *bench, struct bench_run *run, size_t index, perch_error *err) {
+    const struct tool *tool = &bench->tool;
+    const struct bench_model model = {run->plan->vocab_size, run->plan->session_len, tool->options.queue_size};
     switch (bench->tool.bench.workload) {
     case BENCH_GRID:
-        return bench_grid(run, model, index, err);
+        return bench_grid(run, &model, index, err);
     case BENCH_CHURN:
-        return bench_churn(run, model, index, err);
+        return bench_churn(run, &model, index, err);
     default:
-        return bench_trace(run, model, &bench->trace, index, err);
+        return bench_trace(run, &model, &bench->trace, index, err);
+    }
+}
+
+/* The base needs no name but the cell's. */
+static void name_variant(const struct bench *bench, struct bench_run *run) {
+    size_t length = strlen(run->name);
+    if (run->variant > 0) {
+        char name[2 * BENCH_VARY_CAP];
+        bench_vary_name(&bench->tool.bench.vary, run->variant, name, sizeof(name));
+        snprintf(run->name + length, sizeof(run->name) - length, ", %s", name);
     }
 }
 
 /* Of a run that Ctrl-C ended what there is counts, except in the grid, whose rounds are whole. */
-static perch_status perform(struct bench *bench, const struct bench_model *model, size_t index, perch_error *err) {
-    struct bench_run *run = &bench->runs[index];
-    perch_status status = perform_workload(bench, model, index, err);
+static perch_status perform(struct bench *bench, size_t variant, size_t index, perch_error *err) {
+    struct bench_run *run = &bench->runs[bench->n_done];
+    perch_status status = bench_run_begin(run, &bench->tool, err);
+    if (status != PERCH_OK) {
+        return status;
+    }
+    run->plan = &bench->plans[variant];
+    run->variant = variant;
+    status = perform_workload(bench, run, index, err);
+    name_variant(bench, run);
     size_t n = bench_run_n_measured(run);
     if (status == PERCH_E_SHUTDOWN && run->measuring && n > 0 && bench->tool.bench.workload != BENCH_GRID) {
         status = bench_run_end(run, err);
@@ -113,29 +131,38 @@ static perch_status perform(struct bench *bench, const struct bench_model *model
         return status;
     }
     return interrupt_came() ? tool_error(err, PERCH_E_SHUTDOWN, "interrupted")
-                            : tool_error(err, PERCH_E_NOT_FOUND, "%s: no request was measured: the trace ends with the warm-up",
-                                         run->name);
+                            : tool_error(err, PERCH_E_NOT_FOUND,
+                                         "%s: no request was measured: the trace ends with the warm-up", run->name);
 }
 
-static int perform_all(struct bench *bench) {
+/* Opens the variant's engine in place of the one before it. */
+static int open_variant(struct bench *bench, size_t variant) {
     struct tool *tool = &bench->tool;
-    perch_plan plan = {.struct_size = sizeof(plan)};
+    perch_plan *plan = &bench->plans[variant];
     perch_error err = {.status = PERCH_OK};
-    if (perch_engine_plan(tool->engine, &plan, &err) != PERCH_OK || interrupt_install(false, &err) != PERCH_OK) {
+    tool_end(tool);
+    tool->options = bench->options;
+    if (bench_vary_apply(&tool->bench.vary, variant, &tool->options, &err) != PERCH_OK) {
         return tool_fail_status(tool, &err);
     }
-    struct bench_model model = {plan.vocab_size, plan.session_len, tool->options.queue_size};
-    bool on_terminal = isatty(STDERR_FILENO) != 0;
-    bench->runs = calloc(bench->n_runs, sizeof(*bench->runs));
-    if (bench->runs == NULL) {
-        return tool_fail(tool, EXIT_RUN, "out of memory");
+    int code = tool_open_engine(tool);
+    plan->struct_size = sizeof(*plan);
+    if (code == EXIT_DONE && perch_engine_plan(tool->engine, plan, &err) != PERCH_OK) {
+        code = tool_fail_status(tool, &err);
     }
+    return code;
+}
+
+static int perform_variant(struct bench *bench, size_t variant) {
+    bool on_terminal = isatty(STDERR_FILENO) != 0;
+    perch_error err = {.status = PERCH_OK};
+    size_t n = bench->n_runs / bench->n_variants;
     perch_status status = PERCH_OK;
-    while (status == PERCH_OK && bench->n_done < bench->n_runs) {
+    for (size_t i = 0; status == PERCH_OK && i < n; i++) {
         if (on_terminal) {
             fprintf(stderr, "\r\033[Krun %zu of %zu", bench->n_done + 1, bench->n_runs);
         }
-        status = perform(bench, &model, bench->n_done, &err);
+        status = perform(bench, variant, i, &err);
         bench->n_done += status == PERCH_OK ? 1 : 0;
         if (status == PERCH_OK && interrupt_came()) {
             status = PERCH_E_SHUTDOWN;
@@ -147,7 +174,35 @@ static int perform_all(struct bench *bench) {
     if (status == PERCH_E_SHUTDOWN) {
         return EXIT_INTERRUPTED;
     }
-    return status == PERCH_OK ? EXIT_DONE : tool_fail_status(tool, &err);
+    return status == PERCH_OK ? EXIT_DONE : tool_fail_status(&bench->tool, &err);
+}
+
+static int perform_all(struct bench *bench) {
+    struct tool *tool = &bench->tool;
+    perch_error err = {.status = PERCH_OK};
+    if (bench_vary_apply(&tool->bench.vary, 0, &tool->options, &err) != PERCH_OK) {
+        return tool_fail_status(tool, &err);
+    }
+    bench->options = tool->options;
+    bench->n_variants = bench_vary_n_variants(&tool->bench.vary);
+    bench->n_runs = bench->n_variants * count_runs(&tool->bench);
+    bench->plans = calloc(bench->n_variants, sizeof(*bench->plans));
+    bench->runs = calloc(bench->n_runs, sizeof(*bench->runs));
+    if (bench->plans == NULL || bench->runs == NULL) {
+        return tool_fail(tool, EXIT_RUN, "out of memory");
+    }
+    int code = EXIT_DONE;
+    for (size_t i = 0; code == EXIT_DONE && i < bench->n_variants; i++) {
+        code = open_variant(bench, i);
+        if (code == EXIT_DONE && i == 0 && interrupt_install(false, &err) != PERCH_OK) {
+            code = tool_fail_status(tool, &err);
+        }
+        if (code == EXIT_DONE) {
+            code = interrupt_came() ? EXIT_INTERRUPTED : perform_variant(bench, i);
+        }
+    }
+    tool->options = bench->options;
+    return code;
 }
 
 /* What was measured is reported even if Ctrl-C ended it. */
@@ -179,9 +234,7 @@ static int measure(struct bench *bench) {
     if (bench_config_check(&tool->bench, &err) != PERCH_OK || read_trace(bench, &err) != PERCH_OK) {
         return tool_fail_status(tool, &err);
     }
-    bench->n_runs = count_runs(&tool->bench);
-    code = tool_open_engine(tool);
-    code = code != EXIT_DONE ? code : perform_all(bench);
+    code = perform_all(bench);
     if (code != EXIT_DONE && code != EXIT_INTERRUPTED) {
         return code;
     }
@@ -216,6 +269,7 @@ int cmd_bench(int argc, char **argv) {
         bench_run_free(&bench.runs[i]);
     }
     free(bench.runs);
+    free(bench.plans);
     trace_free(&bench.trace);
     tool_end(&bench.tool);
     return code;
