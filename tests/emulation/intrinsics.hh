@@ -1,244 +1,281 @@
-// Device functions of CUDA C that host headers lack, for simt.h's emulation. Included by simt.h.
-#pragma once
+/* intrinsics: the device functions of CUDA C that its headers do not define for a host compiler. Part of simt.hh. */
+#ifndef PERCH_TESTS_EMULATION_INTRINSICS_HH
+#define PERCH_TESTS_EMULATION_INTRINSICS_HH
 
-// ---- synchronisation ---------------------------------------------------------------------------------------
-inline void __syncthreads(SIMT_SITE) { simt::bar_sync(0, 0, "__syncthreads", file, line); }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
+#include "tests/emulation/simt.hh"
+
+/* ------------------------------------------------------------------------------------------------ synchronisation */
+
+inline void __syncthreads(SIMT_SITE) { simt::barrier(false, "__syncthreads", file, line); }
+inline int __syncthreads_count(int p, SIMT_SITE) {
+    return static_cast<int>(simt::barrier(p != 0, "__syncthreads_count", file, line));
+}
+inline int __syncthreads_or(int p, SIMT_SITE) { return simt::barrier(p != 0, "__syncthreads_or", file, line) > 0; }
+inline int __syncthreads_and(int p, SIMT_SITE) { return simt::barrier(p == 0, "__syncthreads_and", file, line) == 0; }
+inline void __syncwarp(unsigned mask = ~0u, SIMT_SITE) { simt::sync_warp(mask, file, line); }
+inline void __threadfence() { simt::fence(); }
+inline void __threadfence_block() { simt::fence(); }
+inline unsigned __activemask() { return simt::living_lanes(); }
+
+/* ------------------------------------------------------------------------------------------------ warp collectives */
 
 namespace simt {
-struct SyncOp {
-    static void run(const int **, char **, unsigned) {}
-};
+
 struct VoteOp {
-    static void run(const int **in, unsigned **out, unsigned active) {
+    static void run(const bool *const *in, unsigned *const *out, unsigned active) {
         unsigned bits = 0;
-        for (int l = 0; l < 32; l++)
-            if (active >> l & 1 && *in[l])
-                bits |= 1u << l;
-        for (int l = 0; l < 32; l++)
-            if (out[l])
-                *out[l] = bits;
-    }
-};
-enum ShflKind { Idx, Up, Down, Xor };
-template <class T> struct ShflIn {
-    T v;
-    int arg, width;
-};
-template <class T, ShflKind kind> struct ShflOp {
-    static void run(const ShflIn<T> **in, T **out, unsigned active) {
-        for (int l = 0; l < 32; l++) {
-            if (!(active >> l & 1))
-                continue;
-            int w = in[l]->width, base = l & ~(w - 1), a = in[l]->arg;
-            int src = kind == Idx ? base + (a & (w - 1)) : kind == Up ? l - a : kind == Down ? l + a : l ^ a;
-            if (src < base && kind == Up)
-                src = l;
-            if (src >= base + w && kind != Idx)
-                src = l;
-            if (active >> src & 1)
-                memcpy(static_cast<void *>(out[l]), &in[src]->v, sizeof(T));
-            else
-                memset(static_cast<void *>(out[l]), 0xff, sizeof(T)); // undefined on the device
+        for (unsigned lane = 0; lane < 32; lane++) {
+            bits |= static_cast<unsigned>((active >> lane & 1) && *in[lane]) << lane;
+        }
+        for (unsigned lane = 0; lane < 32; lane++) {
+            if (out[lane]) {
+                *out[lane] = bits;
+            }
         }
     }
 };
-template <ShflKind kind, class T>
-inline T shfl(unsigned mask, T v, int arg, int width, const char *op, const char *file, int line) {
-    return warp_op<ShflOp<T, kind>, T>(mask, ShflIn<T>{v, arg, width}, op, file, line);
-}
-inline unsigned vote(unsigned mask, int p, const char *op, const char *file, int line) {
+inline unsigned vote(unsigned mask, bool p, const char *op, const char *file, int line) {
     return warp_op<VoteOp, unsigned>(mask, p, op, file, line);
 }
+
+enum class Shuffle { idx, up, down, butterfly };
+template <class T> struct ShuffleIn {
+    T value;
+    int argument, width;
+};
+template <class T, Shuffle kind> struct ShuffleOp {
+    static void run(const ShuffleIn<T> *const *in, T *const *out, unsigned active) {
+        for (int lane = 0; lane < 32; lane++) {
+            if (!(active >> lane & 1)) {
+                continue;
+            }
+            const int width = in[lane]->width, base = lane & ~(width - 1), a = in[lane]->argument;
+            int from = kind == Shuffle::idx    ? base + (a & (width - 1))
+                       : kind == Shuffle::up   ? lane - a
+                       : kind == Shuffle::down ? lane + a
+                                               : lane ^ a;
+            if ((kind == Shuffle::up && from < base) || (kind != Shuffle::idx && from >= base + width)) {
+                from = lane;
+            }
+            if (active >> from & 1) {
+                memcpy(static_cast<void *>(out[lane]), &in[from]->value, sizeof(T));
+            } else { /* undefined on a GPU */
+                memset(static_cast<void *>(out[lane]), 0xff, sizeof(T));
+            }
+        }
+    }
+};
+template <Shuffle kind, class T>
+inline T shuffle(unsigned mask, T value, int argument, int width, const char *op, const char *file, int line) {
+    if (width < 1 || width > 32 || (width & (width - 1))) {
+        fail("%s %s:%d: a width of %d", op, file, line, width);
+    }
+    return warp_op<ShuffleOp<T, kind>, T>(mask, ShuffleIn<T>{value, argument, width}, op, file, line);
+}
+
+enum class Reduce { add, min, max, bit_and, bit_or, bit_xor };
+template <class T, Reduce kind> struct ReduceOp {
+    static void run(const T *const *in, T *const *out, unsigned active) {
+        T r = *in[__builtin_ctz(active)];
+        for (unsigned m = active & (active - 1); m; m &= m - 1) {
+            const T v = *in[__builtin_ctz(m)];
+            switch (kind) {
+            case Reduce::add:
+                r = static_cast<T>(static_cast<unsigned>(r) + static_cast<unsigned>(v));
+                break;
+            case Reduce::min:
+                r = v < r ? v : r;
+                break;
+            case Reduce::max:
+                r = v > r ? v : r;
+                break;
+            case Reduce::bit_and:
+                r &= v;
+                break;
+            case Reduce::bit_or:
+                r |= v;
+                break;
+            case Reduce::bit_xor:
+                r ^= v;
+                break;
+            }
+        }
+        for (int lane = 0; lane < 32; lane++) {
+            if (out[lane]) {
+                *out[lane] = r;
+            }
+        }
+    }
+};
+template <Reduce kind, class T> inline T reduce(unsigned mask, T value, const char *op, const char *file, int line) {
+    static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>, "as on the device");
+    return warp_op<ReduceOp<T, kind>, T>(mask, value, op, file, line);
+}
+
+template <class T> struct MatchOp {
+    static void run(const T *const *in, unsigned *const *out, unsigned active) {
+        for (unsigned lane = 0; lane < 32; lane++) {
+            if (!out[lane]) {
+                continue;
+            }
+            unsigned same = 0;
+            for (unsigned other = 0; other < 32; other++) {
+                same |= static_cast<unsigned>((active >> other & 1) && memcmp(in[other], in[lane], sizeof(T)) == 0)
+                        << other;
+            }
+            *out[lane] = same;
+        }
+    }
+};
+
 } // namespace simt
 
-inline void __syncwarp(unsigned mask = ~0u, SIMT_SITE) {
-    SIMT_TSAN(__tsan_release(simt::B->sync + 8 * (16 + simt::B->cur->warp));)
-    simt::warp_op<simt::SyncOp, char>(mask, 0, "__syncwarp", file, line);
-    SIMT_TSAN(__tsan_acquire(simt::B->sync + 8 * (16 + simt::B->cur->warp));)
-}
-template <class T> inline T __shfl_sync(unsigned m, T v, int src, int width = 32, SIMT_SITE) {
-    return simt::shfl<simt::Idx>(m, v, src, width, "__shfl_sync", file, line);
-}
-template <class T> inline T __shfl_up_sync(unsigned m, T v, unsigned d, int width = 32, SIMT_SITE) {
-    return simt::shfl<simt::Up>(m, v, int(d), width, "__shfl_up_sync", file, line);
-}
-template <class T> inline T __shfl_down_sync(unsigned m, T v, unsigned d, int width = 32, SIMT_SITE) {
-    return simt::shfl<simt::Down>(m, v, int(d), width, "__shfl_down_sync", file, line);
-}
-template <class T> inline T __shfl_xor_sync(unsigned m, T v, int x, int width = 32, SIMT_SITE) {
-    return simt::shfl<simt::Xor>(m, v, x, width, "__shfl_xor_sync", file, line);
-}
-inline unsigned __ballot_sync(unsigned m, int p, SIMT_SITE) { return simt::vote(m, p, "__ballot_sync", file, line); }
-inline int __any_sync(unsigned m, int p, SIMT_SITE) { return simt::vote(m, p, "__any_sync", file, line) != 0; }
-inline int __all_sync(unsigned m, int p, SIMT_SITE) { return simt::vote(m, !p, "__all_sync", file, line) == 0; }
+#define SIMT_SHUFFLE(name, kind, type)                                                                                 \
+    template <class T> inline T name(unsigned mask, T value, type argument, int width = 32, SIMT_SITE) {               \
+        return simt::shuffle<simt::Shuffle::kind>(mask, value, static_cast<int>(argument), width, #name, file, line);  \
+    }
+SIMT_SHUFFLE(__shfl_sync, idx, int)
+SIMT_SHUFFLE(__shfl_up_sync, up, unsigned)
+SIMT_SHUFFLE(__shfl_down_sync, down, unsigned)
+SIMT_SHUFFLE(__shfl_xor_sync, butterfly, int)
+#undef SIMT_SHUFFLE
 
-// ---- atomics -----------------------------------------------------------------------------------------------
+#define SIMT_REDUCE(name, kind)                                                                                        \
+    template <class T> inline T name(unsigned mask, T value, SIMT_SITE) {                                              \
+        return simt::reduce<simt::Reduce::kind>(mask, value, #name, file, line);                                       \
+    }
+SIMT_REDUCE(__reduce_add_sync, add)
+SIMT_REDUCE(__reduce_min_sync, min)
+SIMT_REDUCE(__reduce_max_sync, max)
+SIMT_REDUCE(__reduce_and_sync, bit_and)
+SIMT_REDUCE(__reduce_or_sync, bit_or)
+SIMT_REDUCE(__reduce_xor_sync, bit_xor)
+#undef SIMT_REDUCE
+
+inline unsigned __ballot_sync(unsigned mask, int p, SIMT_SITE) {
+    return simt::vote(mask, p != 0, "__ballot_sync", file, line);
+}
+inline int __any_sync(unsigned mask, int p, SIMT_SITE) {
+    return simt::vote(mask, p != 0, "__any_sync", file, line) != 0;
+}
+inline int __all_sync(unsigned mask, int p, SIMT_SITE) {
+    return simt::vote(mask, p == 0, "__all_sync", file, line) == 0;
+}
+template <class T> inline unsigned __match_any_sync(unsigned mask, T value, SIMT_SITE) {
+    return simt::warp_op<simt::MatchOp<T>, unsigned>(mask, value, "__match_any_sync", file, line);
+}
+
+/* ------------------------------------------------------------------------------------------------------- atomics */
+
 namespace simt {
-template <class T, class F> inline T rmw(T *p, F f) {
-    T old, val;
+
+template <class T, class F> inline T update(T *p, F change) {
+    T old, value;
+#if SIMT_TSAN
+    before_atomic(p);
+#endif
     __atomic_load(p, &old, __ATOMIC_RELAXED);
-    do
-        val = f(old);
-    while (!__atomic_compare_exchange(p, &old, &val, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    do {
+        value = change(old);
+    } while (!__atomic_compare_exchange(p, &old, &value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+#if SIMT_TSAN
+    after_atomic(p);
+#endif
     return old;
 }
-template <class T> using Id = std::common_type_t<T>; // no deduction: atomicAdd(&float, 1)
+template <class T> using Same = std::common_type_t<T>; /* is not deduced: atomicAdd(&count, 1) */
+
 } // namespace simt
-template <class T> inline T atomicAdd(T *p, simt::Id<T> v) {
-    return simt::rmw(p, [v](T o) { return T(o + v); });
+
+#define SIMT_ATOMIC(name, expression)                                                                                  \
+    template <class T> inline T name(T *p, simt::Same<T> v) {                                                          \
+        return simt::update(p, [v](T old) { return static_cast<T>(expression); });                                     \
+    }
+SIMT_ATOMIC(atomicAdd, old + v)
+SIMT_ATOMIC(atomicSub, old - v)
+SIMT_ATOMIC(atomicMax, old < v ? v : old)
+SIMT_ATOMIC(atomicMin, v < old ? v : old)
+SIMT_ATOMIC(atomicAnd, old &v)
+SIMT_ATOMIC(atomicOr, old | v)
+SIMT_ATOMIC(atomicXor, old ^ v)
+SIMT_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
+#undef SIMT_ATOMIC
+template <class T> inline T atomicExch(T *p, simt::Same<T> v) {
+    return simt::update(p, [v](T) { return v; });
 }
-template <class T> inline T atomicSub(T *p, simt::Id<T> v) {
-    return simt::rmw(p, [v](T o) { return T(o - v); });
-}
-template <class T> inline T atomicMax(T *p, simt::Id<T> v) {
-    return simt::rmw(p, [v](T o) { return o < v ? v : o; });
-}
-template <class T> inline T atomicMin(T *p, simt::Id<T> v) {
-    return simt::rmw(p, [v](T o) { return v < o ? v : o; });
-}
-template <class T> inline T atomicAnd(T *p, simt::Id<T> v) {
-    return simt::rmw(p, [v](T o) { return T(o & v); });
-}
-template <class T> inline T atomicOr(T *p, simt::Id<T> v) {
-    return simt::rmw(p, [v](T o) { return T(o | v); });
-}
-template <class T> inline T atomicExch(T *p, simt::Id<T> v) {
-    return simt::rmw(p, [v](T) { return v; });
-}
-template <class T> inline T atomicCAS(T *p, simt::Id<T> expect, simt::Id<T> v) {
-    return simt::rmw(p, [=](T o) { return o == expect ? v : o; });
-}
-inline unsigned atomicInc(unsigned *p, unsigned lim) {
-    return simt::rmw(p, [lim](unsigned o) { return o >= lim ? 0u : o + 1; });
+template <class T> inline T atomicCAS(T *p, simt::Same<T> expected, simt::Same<T> v) {
+    return simt::update(p, [=](T old) { return old == expected ? v : old; });
 }
 
-// ---- loads, bits, math -------------------------------------------------------------------------------------
+/* --------------------------------------------------------------------------------------------- loads, bits, numbers */
+
 template <class T> inline T __ldg(const T *p) { return *p; }
 template <class T> inline T __ldcs(const T *p) { return *p; }
 template <class T> inline T __ldcg(const T *p) { return *p; }
-template <class T> inline void __stcs(T *p, simt::Id<T> v) { *p = v; }
-template <class T> inline void __stcg(T *p, simt::Id<T> v) { *p = v; }
-template <class To, class From> inline To simt_bits(From v) {
+template <class T> inline void __stcs(T *p, simt::Same<T> v) { *p = v; }
+template <class T> inline void __stcg(T *p, simt::Same<T> v) { *p = v; }
+
+namespace simt {
+template <class To, class From> inline To bits(From v) {
+    static_assert(sizeof(To) == sizeof(From), "the same bits");
     To r;
-    static_assert(sizeof(To) == sizeof(From));
     memcpy(&r, &v, sizeof r);
     return r;
 }
-inline int __float_as_int(float v) { return simt_bits<int>(v); }
-inline unsigned __float_as_uint(float v) { return simt_bits<unsigned>(v); }
-inline float __int_as_float(int v) { return simt_bits<float>(v); }
-inline float __uint_as_float(unsigned v) { return simt_bits<float>(v); }
+} // namespace simt
+inline int __float_as_int(float v) { return simt::bits<int>(v); }
+inline unsigned __float_as_uint(float v) { return simt::bits<unsigned>(v); }
+inline float __int_as_float(int v) { return simt::bits<float>(v); }
+inline float __uint_as_float(unsigned v) { return simt::bits<float>(v); }
+inline long long __double_as_longlong(double v) { return simt::bits<long long>(v); }
+inline double __longlong_as_double(long long v) { return simt::bits<double>(v); }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
-inline int __clz(int v) { return v ? __builtin_clz(unsigned(v)) : 32; }
+inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
+inline int __clz(int v) { return v ? __builtin_clz(static_cast<unsigned>(v)) : 32; }
+inline int __clzll(long long v) { return v ? __builtin_clzll(static_cast<unsigned long long>(v)) : 64; }
 inline int __ffs(int v) { return __builtin_ffs(v); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
-inline float __expf(float v) { return expf(v); }
-inline float __exp2f(float v) { return exp2f(v); }
-inline float __logf(float v) { return logf(v); }
-inline float __log2f(float v) { return log2f(v); }
-inline float __sinf(float v) { return sinf(v); }
-inline float __cosf(float v) { return cosf(v); }
-inline void __sincosf(float v, float *s, float *c) { *s = sinf(v), *c = cosf(v); }
-inline float __powf(float a, float b) { return powf(a, b); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __frcp_rn(float v) { return 1.0f / v; }
-inline float __saturatef(float v) { return v < 0 ? 0.0f : v > 1 ? 1.0f : v; }
-inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
-template <class T> inline std::enable_if_t<std::is_arithmetic_v<T>, T> min(T a, T b) { return b < a ? b : a; }
-template <class T> inline std::enable_if_t<std::is_arithmetic_v<T>, T> max(T a, T b) { return a < b ? b : a; }
-inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
-    return __float2bfloat16(fmaf(float(a), float(b), float(c)));
+inline int __ffsll(long long v) { return __builtin_ffsll(v); }
+inline unsigned __brev(unsigned v) {
+    unsigned r = 0;
+    for (unsigned i = 0; i < 32; i++) {
+        r |= (v >> i & 1) << (31 - i);
+    }
+    return r;
 }
-inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {
-    return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    __extension__ typedef unsigned __int128 wide;
+    return static_cast<unsigned long long>(static_cast<wide>(a) * b >> 64);
 }
 
-// Never contracted: each rounds once.
+/* Rounded once each; nothing here is contracted (-ffp-contract=off). */
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float a) { return sqrtf(a); }
-inline float __frsqrt_rn(float a) { return float(1.0 / sqrt(double(a))); }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float __fsqrt_rn(float v) { return sqrtf(v); }
+inline float __frcp_rn(float v) { return 1.0f / v; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dsub_rn(double a, double b) { return a - b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
-inline double __dsqrt_rn(double a) { return sqrt(a); }
+inline double __dsqrt_rn(double v) { return sqrt(v); }
 inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
-inline long long __double_as_longlong(double v) { return simt_bits<long long>(v); }
-inline double __longlong_as_double(long long v) { return simt_bits<double>(v); }
-inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
-inline int __clzll(long long v) { return v ? __builtin_clzll(static_cast<unsigned long long>(v)) : 64; }
-inline int __ffsll(long long v) { return __builtin_ffsll(v); }
-inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-    return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
-}
-inline unsigned __brev(unsigned v) {
-    unsigned r = 0;
-    for (int i = 0; i < 32; i++)
-        r |= (v >> i & 1) << (31 - i);
-    return r;
-}
+/* 1 / sqrt, rounded once: double has more than twice a float's bits. */
+inline float __frsqrt_rn(float v) { return static_cast<float>(1.0 / sqrt(static_cast<double>(v))); }
+inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
+inline float __expf(float v) { return expf(v); }
+inline float __logf(float v) { return logf(v); }
+inline float __log2f(float v) { return log2f(v); }
+inline float __powf(float a, float b) { return powf(a, b); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __saturatef(float v) { return v < 0 ? 0.0f : v > 1 ? 1.0f : v; }
+inline unsigned long long __double2ull_rz(double v) { return static_cast<unsigned long long>(v); }
+inline long long __double2ll_rz(double v) { return static_cast<long long>(v); }
+inline double __ull2double_rn(unsigned long long v) { return static_cast<double>(v); }
+inline double __ll2double_rn(long long v) { return static_cast<double>(v); }
+template <class T> inline std::enable_if_t<std::is_arithmetic_v<T>, T> min(T a, T b) { return b < a ? b : a; }
+template <class T> inline std::enable_if_t<std::is_arithmetic_v<T>, T> max(T a, T b) { return a < b ? b : a; }
 
-namespace simt {
-enum ReduceKind { Add, Min, Max, And, Or, Xor_ };
-template <class T, ReduceKind kind> struct ReduceOp {
-    static void run(const T **in, T **out, unsigned active) {
-        T r = *in[__builtin_ctz(active)];
-        for (unsigned m = active & (active - 1); m; m &= m - 1) {
-            T v = *in[__builtin_ctz(m)];
-            r = kind == Add   ? T(r + v)
-                : kind == Min ? (v < r ? v : r)
-                : kind == Max ? (v > r ? v : r)
-                : kind == And ? T(r & v)
-                : kind == Or  ? T(r | v)
-                              : T(r ^ v);
-        }
-        for (int l = 0; l < 32; l++)
-            if (out[l])
-                *out[l] = r;
-    }
-};
-template <class T> struct MatchOp {
-    static void run(const T **in, unsigned **out, unsigned active) {
-        for (int l = 0; l < 32; l++) {
-            if (!out[l])
-                continue;
-            *out[l] = 0;
-            for (int k = 0; k < 32; k++)
-                if ((active >> k & 1) && *in[k] == *in[l])
-                    *out[l] |= 1u << k;
-        }
-    }
-};
-template <ReduceKind kind, class T> inline T reduce(unsigned mask, T v, const char *op, const char *file, int line) {
-    static_assert(std::is_integral_v<T> && sizeof(T) == 4, "as on the device");
-    return warp_op<ReduceOp<T, kind>, T>(mask, v, op, file, line);
-}
-} // namespace simt
-template <class T> inline T __reduce_add_sync(unsigned m, T v, SIMT_SITE) {
-    return simt::reduce<simt::Add>(m, v, "__reduce_add_sync", file, line);
-}
-template <class T> inline T __reduce_min_sync(unsigned m, T v, SIMT_SITE) {
-    return simt::reduce<simt::Min>(m, v, "__reduce_min_sync", file, line);
-}
-template <class T> inline T __reduce_max_sync(unsigned m, T v, SIMT_SITE) {
-    return simt::reduce<simt::Max>(m, v, "__reduce_max_sync", file, line);
-}
-template <class T> inline T __reduce_and_sync(unsigned m, T v, SIMT_SITE) {
-    return simt::reduce<simt::And>(m, v, "__reduce_and_sync", file, line);
-}
-template <class T> inline T __reduce_or_sync(unsigned m, T v, SIMT_SITE) {
-    return simt::reduce<simt::Or>(m, v, "__reduce_or_sync", file, line);
-}
-template <class T> inline T __reduce_xor_sync(unsigned m, T v, SIMT_SITE) {
-    return simt::reduce<simt::Xor_>(m, v, "__reduce_xor_sync", file, line);
-}
-template <class T> inline unsigned __match_any_sync(unsigned m, T v, SIMT_SITE) {
-    return simt::warp_op<simt::MatchOp<T>, unsigned>(m, v, "__match_any_sync", file, line);
-}
-inline unsigned __activemask() { return simt::B->warp[size_t(simt::B->cur->warp)].alive; }
+#endif

@@ -1,0 +1,105 @@
+/* The names of errors. Of each as much as it takes to know it again; unknown ones are told by their number. */
+#include "tests/emulation/runtime.hh"
+
+#include <string>
+
+namespace {
+
+struct Known {
+    int code;
+    const char *name, *text;
+};
+
+#define KNOWN(name, text)                                                                                              \
+    { name, #name, text }
+
+const Known errors[] = {
+    KNOWN(cudaSuccess, "no error"),
+    KNOWN(cudaErrorInvalidValue, "invalid argument"),
+    KNOWN(cudaErrorMemoryAllocation, "out of memory"),
+    KNOWN(cudaErrorInitializationError, "initialization error"),
+    KNOWN(cudaErrorCudartUnloading, "driver shutting down"),
+    KNOWN(cudaErrorInvalidConfiguration, "invalid configuration argument"),
+    KNOWN(cudaErrorInvalidMemcpyDirection, "invalid copy direction for memcpy"),
+    KNOWN(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version"),
+    KNOWN(cudaErrorDevicesUnavailable, "CUDA-capable device(s) is/are busy or unavailable"),
+    KNOWN(cudaErrorNoDevice, "no CUDA-capable device is detected"),
+    KNOWN(cudaErrorInvalidDevice, "invalid device ordinal"),
+    KNOWN(cudaErrorInvalidResourceHandle, "invalid resource handle"),
+    KNOWN(cudaErrorIllegalState, "the operation cannot be performed in the present state"),
+    KNOWN(cudaErrorNotReady, "device not ready"),
+    KNOWN(cudaErrorIllegalAddress, "an illegal memory access was encountered"),
+    KNOWN(cudaErrorLaunchOutOfResources, "too many resources requested for launch"),
+    KNOWN(cudaErrorLaunchTimeout, "the launch timed out and was terminated"),
+    KNOWN(cudaErrorMisalignedAddress, "misaligned address"),
+    KNOWN(cudaErrorLaunchFailure, "unspecified launch failure"),
+    KNOWN(cudaErrorNotPermitted, "operation not permitted"),
+    KNOWN(cudaErrorNotSupported, "operation not supported"),
+    KNOWN(cudaErrorSystemDriverMismatch, "system has unsupported display driver / cuda driver combination"),
+    KNOWN(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing"),
+    KNOWN(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error during capture"),
+    KNOWN(cudaErrorStreamCaptureUnmatched, "capture was not ended in the same stream as it began"),
+    KNOWN(cudaErrorStreamCaptureUnjoined, "capturing stream has unjoined work"),
+    KNOWN(cudaErrorStreamCaptureIsolation, "dependency created on uncaptured work in another stream"),
+    KNOWN(cudaErrorStreamCaptureWrongThread, "capture was ended by another thread than began it"),
+    KNOWN(cudaErrorCapturedEvent, "operation not permitted on an event last recorded in a capturing stream"),
+    KNOWN(cudaErrorUnknown, "unknown error"),
+};
+
+const Known statuses[] = {
+    KNOWN(CUBLAS_STATUS_SUCCESS, "success"),
+    KNOWN(CUBLAS_STATUS_NOT_INITIALIZED, "the library was not initialized"),
+    KNOWN(CUBLAS_STATUS_ALLOC_FAILED, "the resource allocation failed"),
+    KNOWN(CUBLAS_STATUS_INVALID_VALUE, "an invalid value was passed"),
+    KNOWN(CUBLAS_STATUS_EXECUTION_FAILED, "the GPU program failed to execute"),
+    KNOWN(CUBLAS_STATUS_INTERNAL_ERROR, "an internal operation failed"),
+    KNOWN(CUBLAS_STATUS_NOT_SUPPORTED, "the functionality is not supported"),
+};
+
+template <size_t n> const Known *find(const Known (&all)[n], int code) {
+    for (const Known &k : all) {
+        if (k.code == code) {
+            return &k;
+        }
+    }
+    return nullptr;
+}
+
+} // namespace
+
+extern "C" {
+
+const char *cudaGetErrorName(cudaError_t error) {
+    const Known *k = find(errors, error);
+    return k ? k->name : "unrecognized error code";
+}
+
+const char *cudaGetErrorString(cudaError_t error) {
+    const Known *k = find(errors, error);
+    return k ? k->text : "unrecognized error code";
+}
+
+/* The driver's errors have the runtime's numbers. */
+CUresult cuGetErrorName(CUresult error, const char **text) {
+    const Known *k = find(errors, error);
+    *text = k ? k->name : nullptr;
+    return k ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuGetErrorString(CUresult error, const char **text) {
+    const Known *k = find(errors, error);
+    *text = k ? k->text : nullptr;
+    return k ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+const char *cublasLtGetStatusName(cublasStatus_t status) {
+    const Known *k = find(statuses, status);
+    return k ? k->name : "unknown status";
+}
+
+const char *cublasLtGetStatusString(cublasStatus_t status) {
+    const Known *k = find(statuses, status);
+    return k ? k->text : "unknown status";
+}
+
+} // extern "C"

@@ -1,0 +1,766 @@
+/* The engine beneath simt.hh: fibers, barriers, warps, shared memory, and the order in which threads run. */
+#include "tests/emulation/simt.hh"
+#include "tests/emulation/sanitizers.hh"
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#include "tests/emulation/engine.hh"
+
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+__thread uint3 threadIdx, blockIdx;
+__thread dim3 blockDim, gridDim;
+
+namespace simt {
+namespace {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kStack = 256 << 10;
+
+/* ------------------------------------------------------------------------------------------------ switching */
+
+#ifdef __x86_64__
+/* The six registers that a callee saves, and the stack pointer. */
+extern "C" __attribute__((naked, noinline, no_sanitize("address", "undefined"))) void simt_switch(void **, void *) {
+    asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15\n\t"
+        "movq %rsp, (%rdi); movq %rsi, %rsp\n\t"
+        "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp; ret");
+}
+struct Context {
+    void *sp;
+    void start(char *stack, void (*entry)()) {
+        void **top = reinterpret_cast<void **>(stack + kStack);
+        top[-1] = nullptr; /* where entry would return to */
+        top[-2] = reinterpret_cast<void *>(entry);
+        sp = top - 8;
+    }
+    static void change(Context &from, Context &to) { simt_switch(&from.sp, to.sp); }
+};
+#else
+struct Context {
+    ucontext_t uc;
+    void start(char *stack, void (*entry)()) {
+        getcontext(&uc);
+        uc.uc_stack.ss_sp = stack;
+        uc.uc_stack.ss_size = kStack;
+        uc.uc_link = nullptr;
+        makecontext(&uc, entry, 0);
+    }
+    static void change(Context &from, Context &to) { swapcontext(&from.uc, &to.uc); }
+};
+#endif
+
+/* --------------------------------------------------------------------------------------------- what a block is */
+
+struct Abandoned {}; /* unwinds the other threads of a block that failed */
+
+enum class State : char { ready, barrier, warp, done };
+
+struct Copy { /* cp.async */
+    void *to;
+    const void *from;
+    size_t bytes, source_bytes;
+};
+
+struct Fiber {
+    Context context;
+    char *stack = nullptr;
+    uint3 index;
+    unsigned lane, warp;
+    State state;
+    const char *op, *file; /* where it waits */
+    int line;
+    unsigned mask;
+    const void *in; /* a collective's operands, in the thread's own frame */
+    void *out;
+    Combine combine;
+    bool vote;
+    unsigned votes;
+    std::vector<Copy> copies; /* not yet waited for */
+    std::deque<size_t> groups;
+    size_t open; /* copies since the last commit */
+    bool fenced;
+    std::vector<void *> atomics; /* since the last fence */
+    void *fake_stack = nullptr, *tsan = nullptr;
+};
+
+struct Warp {
+    Fiber *lane[32];
+    unsigned alive, waiting;
+};
+
+/* A variable's memory: its end is at a page that can't be touched. */
+struct Shared {
+    const void *key;
+    size_t bytes;
+    char *pages, *at;
+    size_t mapped; /* 0: from the heap */
+    bool used;     /* by this block */
+};
+
+struct Block {
+    std::vector<Fiber> fiber;
+    std::vector<Warp> warp;
+    std::vector<unsigned> order; /* of the warps */
+    std::vector<Shared> shared;
+    char *stacks = nullptr;
+    unsigned n = 0, alive = 0, arrived = 0;
+    size_t shared_bytes = 0, dynamic_bytes = 0;
+    Context main;
+    Fiber *current = nullptr;
+    const std::function<void()> *body = nullptr;
+    const void *main_stack = nullptr;
+    size_t main_bytes = 0;
+    void *main_tsan = nullptr;
+    char *begin = nullptr, *end = nullptr; /* ThreadSanitizer's: host → threads, threads → host */
+    char *barrier_edge = nullptr;          /* and at barriers: [0] __syncthreads, [1 + warp] __syncwarp */
+    std::string error;
+    cudaError_t code = cudaSuccess;
+    uint64_t random = 1;
+    Stats stats = {};
+
+    ~Block() {
+        free_stacks();
+        drop_shared();
+    }
+    void free_stacks() {
+        EMU_TSAN(for (Fiber &f
+                      : fiber) {
+            if (f.tsan) {
+                __tsan_destroy_fiber(f.tsan);
+            }
+        })
+        if (stacks) {
+            munmap(stacks, fiber.size() * (kStack + kPage));
+        }
+        stacks = nullptr;
+    }
+    void drop_shared() {
+        for (Shared &s : shared) {
+            EMU_ASAN(__asan_unpoison_memory_region(s.pages, s.mapped);)
+            if (s.mapped) {
+                munmap(s.pages, s.mapped);
+            } else {
+                free(s.pages);
+            }
+        }
+        shared.clear();
+    }
+    uint32_t rand() {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        return static_cast<uint32_t>(random >> 32);
+    }
+    void grow(unsigned threads) {
+        n = threads;
+        order.resize((n + 31) / 32);
+        if (n <= fiber.size()) {
+            return;
+        }
+        free_stacks();
+        fiber.resize(n);
+        warp.resize((n + 31) / 32);
+        void *p = mmap(nullptr, n * (kStack + kPage), PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED) {
+            fiber.clear();
+            throw Error("no memory for the threads' stacks");
+        }
+        stacks = static_cast<char *>(p);
+        for (unsigned i = 0; i < n; i++) { /* a page that can't be touched below each stack */
+            mprotect(stacks + i * (kStack + kPage), kPage, PROT_NONE);
+            fiber[i].stack = stacks + i * (kStack + kPage) + kPage;
+        }
+    }
+};
+
+__thread Block *block; /* whose thread runs here */
+
+std::string format_v(const char *format, va_list list) {
+    char text[1024];
+    vsnprintf(text, sizeof text, format, list);
+    return text;
+}
+__attribute__((format(printf, 1, 2))) std::string text(const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    std::string s = format_v(format, list);
+    va_end(list);
+    return s;
+}
+std::string here() {
+    return text("block (%u,%u,%u) thread (%u,%u,%u): ", blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y,
+                threadIdx.z);
+}
+std::string waits_at(const Fiber &f) {
+    std::string s = text("%s %s:%d", f.op, f.file, f.line);
+    return f.state == State::warp ? s + text(" mask %08x", f.mask) : s;
+}
+
+/* -------------------------------------------------------------------------------------------------- scheduler */
+
+/* Back to the block's loop; returns when this thread's turn comes. */
+void yield() {
+    Fiber &f = *block->current;
+    EMU_ASAN(__sanitizer_start_switch_fiber(f.state == State::done ? nullptr : &f.fake_stack, block->main_stack,
+                                            block->main_bytes);)
+    EMU_TSAN(__tsan_switch_to_fiber(block->main_tsan, __tsan_switch_to_fiber_no_sync);)
+    Context::change(f.context, block->main);
+    EMU_ASAN(__sanitizer_finish_switch_fiber(f.fake_stack, &block->main_stack, &block->main_bytes);)
+    if (!block->error.empty()) {
+        throw Abandoned();
+    }
+}
+
+void resume(Fiber &f) {
+    Block &b = *block;
+    b.current = &f;
+    threadIdx = f.index;
+    EMU_ASAN(void *fake; __sanitizer_start_switch_fiber(&fake, f.stack, kStack);)
+    EMU_TSAN(__tsan_switch_to_fiber(f.tsan, __tsan_switch_to_fiber_no_sync);)
+    Context::change(b.main, f.context);
+    EMU_ASAN(__sanitizer_finish_switch_fiber(fake, nullptr, nullptr);)
+    b.current = nullptr;
+}
+
+void release_barrier() {
+    Block &b = *block;
+    unsigned votes = 0;
+    const Fiber *first = nullptr;
+    for (unsigned i = 0; i < b.n; i++) {
+        Fiber &f = b.fiber[i];
+        if (f.state != State::barrier) {
+            continue;
+        }
+        votes += f.vote;
+        if (!first) {
+            first = &f;
+        } else if (f.line != first->line || strcmp(f.op, first->op) != 0 || strcmp(f.file, first->file) != 0) {
+            fail("divergent barrier: thread %td at %s, thread %u at %s", first - &b.fiber[0], waits_at(*first).c_str(),
+                 i, waits_at(f).c_str());
+        }
+    }
+    for (unsigned i = 0; i < b.n; i++) {
+        if (b.fiber[i].state == State::barrier) {
+            b.fiber[i].state = State::ready;
+            b.fiber[i].votes = votes;
+        }
+    }
+    b.arrived = 0;
+}
+
+void complete_warp(Warp &w, unsigned mask, unsigned active) {
+    const Fiber *first = w.lane[__builtin_ctz(active)];
+    const void *in[32] = {};
+    void *out[32] = {};
+    for (unsigned m = active; m; m &= m - 1) {
+        Fiber *f = w.lane[__builtin_ctz(m)];
+        if (f->mask != mask || f->combine != first->combine || f->line != first->line ||
+            strcmp(f->file, first->file) != 0) {
+            fail("mismatched warp collective, warp %u: lane %u at %s, lane %u at %s", first->warp, first->lane,
+                 waits_at(*first).c_str(), f->lane, waits_at(*f).c_str());
+        }
+        in[f->lane] = f->in;
+        out[f->lane] = f->out;
+    }
+    for (unsigned m = active; m; m &= m - 1) {
+        w.lane[__builtin_ctz(m)]->state = State::ready;
+    }
+    first->combine(in, out, active);
+    w.waiting &= ~active;
+    block->stats.collectives++;
+}
+
+void exit_thread(Fiber &f) {
+    Block &b = *block;
+    Warp &w = b.warp[f.warp];
+    w.alive &= ~(1u << f.lane);
+    b.alive--;
+    if (!b.error.empty()) {
+        return;
+    }
+    for (unsigned m = w.waiting; m; m &= m - 1) { /* did a collective wait for this lane alone? */
+        unsigned mask = w.lane[__builtin_ctz(m)]->mask;
+        if ((w.waiting & mask & w.alive) == (mask & w.alive)) {
+            complete_warp(w, mask, mask & w.alive);
+            break;
+        }
+    }
+    if (b.arrived && b.arrived == b.alive) {
+        release_barrier();
+    }
+}
+
+void fiber_main() {
+    EMU_ASAN(__sanitizer_finish_switch_fiber(nullptr, &block->main_stack, &block->main_bytes);)
+    Fiber &f = *block->current;
+    EMU_TSAN(__tsan_acquire(block->begin);)
+    try {
+        if (block->error.empty()) {
+            (*block->body)();
+        }
+        f.state = State::done;
+        Quiet quiet;
+        exit_thread(f);
+    } catch (const Abandoned &) {
+    } catch (const std::exception &e) {
+        block->error = e.what();
+        block->code = cudaErrorLaunchFailure;
+    }
+    f.state = State::done;
+    EMU_TSAN(__tsan_release(block->end);)
+    yield();
+    abort(); /* a thread that is done is not resumed */
+}
+
+std::string deadlock() {
+    Block &b = *block;
+    struct Place {
+        std::string at;
+        unsigned count, first;
+    };
+    std::vector<Place> places;
+    for (unsigned i = 0; i < b.n; i++) {
+        if (b.fiber[i].state == State::done) {
+            continue;
+        }
+        std::string at = waits_at(b.fiber[i]);
+        size_t k = 0;
+        while (k < places.size() && places[k].at != at) {
+            k++;
+        }
+        if (k == places.size()) {
+            places.push_back({at, 0, i});
+        }
+        places[k].count++;
+    }
+    std::string s = text("deadlock in block (%u,%u,%u): %u of %u threads exited", blockIdx.x, blockIdx.y, blockIdx.z,
+                         b.n - b.alive, b.n);
+    for (const Place &p : places) {
+        s += text("; %u wait at %s (first: thread %u)", p.count, p.at.c_str(), p.first);
+    }
+    return s;
+}
+
+void begin_block(Block &b, dim3 dim) {
+    b.alive = b.n;
+    b.arrived = 0;
+    b.shared_bytes = b.dynamic_bytes;
+    for (unsigned i = 0; i < b.n; i++) {
+        Fiber &f = b.fiber[i];
+        f.index = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
+        f.lane = i % 32;
+        f.warp = i / 32;
+        f.state = State::ready;
+        f.copies.clear();
+        f.groups.clear();
+        f.open = 0;
+        f.fenced = false;
+        f.atomics.clear();
+        f.fake_stack = nullptr;
+        Warp &w = b.warp[f.warp];
+        if (f.lane == 0) {
+            w.alive = w.waiting = 0;
+        }
+        w.alive |= 1u << f.lane;
+        w.lane[f.lane] = &f;
+        f.context.start(f.stack, fiber_main);
+        EMU_TSAN(if (!f.tsan) { f.tsan = __tsan_create_fiber(0); })
+    }
+}
+
+void end_block(Block &b) {
+    for (Shared &s : b.shared) {
+        s.used = false;
+    }
+    if (EMU_TSAN_ON ||
+        b.shared.size() > 32) { /* ThreadSanitizer forgets a block's accesses when memory is given back */
+        b.drop_shared();
+    }
+}
+
+void run_block(Block &b, dim3 at, dim3 dim, unsigned order) {
+    blockIdx = {at.x, at.y, at.z};
+    b.random = 0x9e3779b97f4a7c15ull * (order + 1) + at.x + 77 * at.y + 7777 * at.z;
+    EMU_TSAN(std::vector<char> edge(8 * (b.order.size() + 1)); b.barrier_edge = edge.data();
+             b.main_tsan = __tsan_get_current_fiber();)
+    begin_block(b, dim);
+    const unsigned warps = static_cast<unsigned>(b.order.size());
+    for (unsigned i = 0; i < warps; i++) {
+        b.order[i] = order == 1 ? warps - 1 - i : i;
+    }
+    while (b.alive && b.error.empty()) {
+        for (unsigned i = warps - 1; order > 1 && i > 0; i--) {
+            std::swap(b.order[i], b.order[b.rand() % (i + 1)]);
+        }
+        bool ran = false;
+        for (unsigned w :
+             b.order) { /* a warp runs until it waits for another: they drift as far apart as barriers let them */
+            const unsigned flip = order > 1 ? b.rand() % 32 : order == 1 ? 31 : 0;
+            for (bool again = true; again && b.error.empty();) {
+                again = false;
+                for (unsigned i = 0; i < 32 && b.error.empty(); i++) {
+                    const unsigned t = w * 32 + (i ^ flip);
+                    if (t < b.n && b.fiber[t].state == State::ready) {
+                        again = ran = true;
+                        b.stats.switches++;
+                        resume(b.fiber[t]);
+                    }
+                }
+            }
+        }
+        if (!ran && b.alive) {
+            b.error = deadlock();
+            b.code = cudaErrorLaunchFailure;
+        }
+    }
+    for (unsigned i = 0; i < b.n && !b.error.empty(); i++) {
+        if (b.fiber[i].state != State::done) {
+            resume(b.fiber[i]);
+        }
+    }
+    end_block(b);
+}
+
+/* ------------------------------------------------------------------------------------------------- shared memory */
+
+Shared &shared(const void *key, size_t bytes, size_t align) {
+    Block &b = *block;
+    for (Shared &s : b.shared) {
+        if (s.key == key && s.bytes == bytes) {
+            if (s.used) {
+                return s;
+            }
+            s.used = true;
+            b.shared_bytes += key ? bytes : 0;
+            memset(s.at, 0xff, bytes);
+            return s;
+        }
+    }
+    Shared s = {key, bytes, nullptr, nullptr, 0, true};
+    const size_t padded = (bytes + align - 1) / align * align;
+    if (EMU_TSAN_ON) {
+        s.pages = s.at = static_cast<char *>(aligned_alloc(128, (bytes + 127) / 128 * 128));
+    } else {
+        const size_t pages = (padded + kPage - 1) / kPage * kPage;
+        s.mapped = pages + 2 * kPage;
+        void *p = mmap(nullptr, s.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED || mprotect(static_cast<char *>(p) + kPage, pages, PROT_READ | PROT_WRITE) != 0) {
+            fail("no memory for shared memory");
+        }
+        s.pages = static_cast<char *>(p);
+        s.at = s.pages + kPage + pages - padded;
+        EMU_ASAN(__asan_poison_memory_region(s.pages, s.mapped); __asan_unpoison_memory_region(s.at, bytes);)
+    }
+    memset(s.at, 0xff, bytes); /* NaN: what nobody wrote shows */
+    b.shared_bytes += key ? bytes : 0;
+    b.shared.push_back(s);
+    return b.shared.back();
+}
+
+/* Atomic, since a lock would order streams that nothing else does (queue.cc). */
+struct Totals {
+    std::atomic<uint64_t> switches{0}, collectives{0}, ldmatrix{0}, conflicts{0};
+};
+Totals totals;
+
+/* A number without a common divisor with n: its multiples visit all of 0..n-1. */
+uint64_t stride_of(uint64_t n, unsigned seed) {
+    uint64_t stride = (0x9e3779b97f4a7c15ull * seed >> 20) % n;
+    while (std::gcd(stride, n) != 1) {
+        stride = (stride + 1) % n;
+    }
+    return stride;
+}
+
+const char *name_of(const void *function, std::string &buffer) {
+    Dl_info info;
+    if (dladdr(function, &info) && info.dli_sname) {
+        buffer = info.dli_sname;
+    } else {
+        buffer = "a kernel";
+    }
+    return buffer.c_str();
+}
+
+} // namespace
+
+/* ---------------------------------------------------------------------------------------------- instructions */
+
+Options &options() {
+    static Options *o = [] {
+        Options *v = new Options{0, 1};
+        if (const char *e = getenv("PERCH_EMU_ORDER")) {
+            v->order = static_cast<unsigned>(strtoul(e, nullptr, 10));
+        }
+        if (const char *e = getenv("PERCH_EMU_THREADS")) {
+            v->threads = static_cast<unsigned>(strtoul(e, nullptr, 10));
+        }
+        return v;
+    }();
+    return *o;
+}
+
+Stats stats() { return {totals.switches, totals.collectives, totals.ldmatrix, totals.conflicts}; }
+
+void fail(const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    std::string what = format_v(format, list);
+    va_end(list);
+    throw Error(here() + what);
+}
+
+unsigned barrier(bool vote, const char *op, const char *file, int line) {
+    Quiet quiet;
+    Block &b = *block;
+    Fiber &f = *b.current;
+    f.op = op;
+    f.file = file;
+    f.line = line;
+    f.vote = vote;
+    f.state = State::barrier;
+    EMU_TSAN(__tsan_release(b.barrier_edge);)
+    if (++b.arrived == b.alive) {
+        release_barrier();
+    } else {
+        yield();
+    }
+    EMU_TSAN(__tsan_acquire(b.barrier_edge);)
+    return f.votes;
+}
+
+void collective(Combine combine, unsigned mask, const void *in, void *out, const char *op, const char *file, int line) {
+    Quiet quiet;
+    Fiber &f = *block->current;
+    Warp &w = block->warp[f.warp];
+    f.op = op;
+    f.file = file;
+    f.line = line;
+    f.mask = mask;
+    f.in = in;
+    f.out = out;
+    f.combine = combine;
+    f.state = State::warp;
+    if (!(mask >> f.lane & 1)) {
+        fail("the calling lane %u is not in its own mask: %s", f.lane, waits_at(f).c_str());
+    }
+    w.waiting |= 1u << f.lane;
+    if ((w.waiting & mask & w.alive) == (mask & w.alive)) {
+        complete_warp(w, mask, mask & w.alive);
+    } else {
+        yield();
+    }
+}
+
+void sync_warp(unsigned mask, const char *file, int line) {
+    EMU_TSAN(char *edge = block->barrier_edge + 8 * (1 + block->current->warp); __tsan_release(edge);)
+    collective([](const void *const *, void *const *, unsigned) {}, mask, nullptr, nullptr, "__syncwarp", file, line);
+    EMU_TSAN(__tsan_acquire(edge);)
+}
+
+unsigned living_lanes() { return block->warp[block->current->warp].alive; }
+
+void *shared_variable(const void *key, size_t bytes) {
+    Quiet quiet;
+    void *at = shared(key, bytes, 16).at;
+    if (block->shared_bytes - block->dynamic_bytes > 48 * 1024 || block->shared_bytes > 227 * 1024) {
+        fail("%zu bytes of shared memory, %zu of them dynamic: more than a block can have", block->shared_bytes,
+             block->dynamic_bytes);
+    }
+    return at;
+}
+
+void *dynamic_shared() {
+    Quiet quiet;
+    return shared(nullptr, block->dynamic_bytes, 128).at;
+}
+
+bool is_shared(const void *p, size_t bytes) {
+    const char *at = static_cast<const char *>(p);
+    for (const Shared &s : block->shared) {
+        if (s.used && at >= s.at && at + bytes <= s.at + s.bytes) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void count_ldmatrix(unsigned matrices, unsigned conflicts) {
+    block->stats.ldmatrix += matrices;
+    block->stats.ldmatrix_conflicts += conflicts;
+}
+
+void copy_async(void *to, const void *from, size_t bytes, size_t source_bytes) {
+    if (!is_shared(to, bytes)) {
+        fail("cp.async: the target is not %zu bytes of shared memory", bytes);
+    }
+    if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes != 0) {
+        fail("cp.async: an address is not aligned to %zu", bytes);
+    }
+    EMU_TSAN(__tsan_write_range(to, bytes);)
+    Quiet quiet;
+    memset(to, 0xff, bytes); /* from here to the wait it holds nothing */
+    block->current->copies.push_back({to, from, bytes, source_bytes});
+    block->current->open++;
+}
+
+void copy_async_commit() {
+    Quiet quiet;
+    block->current->groups.push_back(block->current->open);
+    block->current->open = 0;
+}
+
+void copy_async_wait(size_t groups_left) {
+    Fiber &f = *block->current;
+    while (f.groups.size() > groups_left) {
+        const size_t n = f.groups.front();
+        for (size_t i = 0; i < n; i++) {
+            const Copy &c = f.copies[i];
+            EMU_TSAN(__tsan_write_range(c.to, c.bytes); __tsan_read_range(c.from, c.source_bytes);)
+            Quiet quiet;
+            memcpy(c.to, c.from, c.source_bytes);
+            memset(static_cast<char *>(c.to) + c.source_bytes, 0, c.bytes - c.source_bytes);
+        }
+        Quiet quiet;
+        f.copies.erase(f.copies.begin(), f.copies.begin() + static_cast<ptrdiff_t>(n));
+        f.groups.pop_front();
+    }
+}
+
+void fence() {
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    Quiet quiet;
+    Fiber &f = *block->current;
+    f.fenced = true;
+    for (void *p : f.atomics) {
+        (void)p;
+        EMU_TSAN(__tsan_acquire(p);)
+    }
+    f.atomics.clear();
+}
+
+void before_atomic(void *p) {
+    (void)p;
+    if (block->current->fenced) {
+        EMU_TSAN(__tsan_release(p);)
+    }
+}
+
+void after_atomic(void *p) {
+    Quiet quiet;
+    std::vector<void *> &atomics = block->current->atomics;
+    if (atomics.empty() || atomics.back() != p) {
+        atomics.push_back(p);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------- grids */
+
+bool in_kernel() { return block && block->current; }
+
+void fault(cudaError_t code, const std::string &what) {
+    Block &b = *block;
+    b.error = here() + what;
+    b.code = code;
+    b.current->state = State::done; /* its frames are left as they are: kernels own nothing */
+    yield();
+    abort();
+}
+
+cudaError_t check_launch(const Kernel &k) {
+    const uint64_t threads = static_cast<uint64_t>(k.block.x) * k.block.y * k.block.z;
+    if (threads < 1 || threads > 1024 || k.block.z > 64 || k.grid.x < 1 || k.grid.y < 1 || k.grid.z < 1 ||
+        k.grid.x > INT32_MAX || k.grid.y > 65535 || k.grid.z > 65535) {
+        return cudaErrorInvalidConfiguration;
+    }
+    return k.shared_bytes > 227 * 1024 ? cudaErrorInvalidValue : cudaSuccess;
+}
+
+void run(const Kernel &kernel, const Options &at) {
+    const unsigned threads = kernel.block.x * kernel.block.y * kernel.block.z;
+    const uint64_t blocks = static_cast<uint64_t>(kernel.grid.x) * kernel.grid.y * kernel.grid.z;
+    const uint64_t stride = at.order > 1 && blocks > 2 ? stride_of(blocks, at.order) : 1;
+    std::atomic<uint64_t> next{0};
+    std::mutex mutex;
+    std::string error;
+    cudaError_t code = cudaSuccess;
+    char edges[16];
+    EMU_TSAN(__tsan_release(&edges[0]);)
+    auto work = [&] {
+        Quiet quiet;
+        static thread_local std::unique_ptr<Block> kept; /* stacks serve many grids */
+        if (!kept) {
+            kept = std::make_unique<Block>();
+        }
+        Block &b = *kept;
+        try {
+            b.grow(threads);
+        } catch (const Error &e) {
+            std::lock_guard<std::mutex> lock(mutex);
+            error = e.what();
+            code = cudaErrorMemoryAllocation;
+            return;
+        }
+        block = &b;
+        b.body = &kernel.body;
+        b.dynamic_bytes = kernel.shared_bytes;
+        b.begin = &edges[0];
+        b.end = &edges[8];
+        b.error.clear();
+        blockDim = kernel.block;
+        gridDim = kernel.grid;
+        for (uint64_t i; (i = next++) < blocks && b.error.empty();) {
+            const uint64_t k = at.order == 1 ? blocks - 1 - i : i * stride % blocks;
+            run_block(b,
+                      dim3(static_cast<unsigned>(k % kernel.grid.x),
+                           static_cast<unsigned>(k / kernel.grid.x % kernel.grid.y),
+                           static_cast<unsigned>(k / kernel.grid.x / kernel.grid.y)),
+                      kernel.block, at.order);
+        }
+        block = nullptr;
+        std::lock_guard<std::mutex> lock(mutex);
+        if (!b.error.empty()) {
+            next = blocks;
+            if (error.empty()) {
+                error = b.error;
+                code = b.code;
+            }
+        }
+        totals.switches += b.stats.switches;
+        totals.collectives += b.stats.collectives;
+        totals.ldmatrix += b.stats.ldmatrix;
+        totals.conflicts += b.stats.ldmatrix_conflicts;
+        b.stats = {};
+    };
+    std::vector<std::thread> pool;
+    for (uint64_t i = 1; i < at.threads && i < blocks; i++) {
+        pool.emplace_back(work);
+    }
+    work();
+    for (std::thread &t : pool) {
+        t.join();
+    }
+    EMU_TSAN(__tsan_acquire(&edges[8]);)
+    if (!error.empty()) {
+        std::string name;
+        throw Fault(code, std::string(name_of(kernel.function, name)) + ": " + error);
+    }
+}
+
+} // namespace simt
