@@ -14,29 +14,35 @@ static struct {
     char why[sizeof((perch_error *)NULL)->message];
 } loaded;
 
-static void fail(const char *what, const char *reason) {
-    snprintf(loaded.why, sizeof loaded.why, "%s%s", what, reason ? reason : "it can't be loaded");
+/* Whose library it is that the dynamic linker lacks. */
+static const char *owner(const char *reason) {
+    return strncmp(reason, "libcuda.so", 10) == 0       ? " (it comes with the NVIDIA driver)"
+           : strncmp(reason, "libcublasLt.so", 14) == 0 ? " (it is CUDA's cuBLAS)"
+                                                        : "";
 }
 
 static void load(void) {
     void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        fail("no CUDA backend: ", dlerror());
+    if (library == NULL) {
+        const char *reason = dlerror();
+        reason = reason != NULL ? reason : LIBRARY " can't be loaded";
+        snprintf(loaded.why, sizeof loaded.why, "no CUDA backend: %s%s", reason, owner(reason));
         return;
     }
     kernels_cuda_fn get = NULL;
     void *symbol = dlsym(library, KERNELS_CUDA_SYMBOL);
     memcpy(&get, &symbol, sizeof get); /* C has no cast from an object's address to a function's */
-    loaded.backend = symbol ? get(KERNELS_ABI) : NULL;
-    if (!loaded.backend || loaded.backend->abi != KERNELS_ABI) {
-        loaded.backend = NULL;
-        fail(LIBRARY, " belongs to another build of perch");
+    const kernels_backend *backend = get != NULL ? get(KERNELS_ABI) : NULL;
+    if (backend == NULL || backend->abi != KERNELS_ABI) {
+        snprintf(loaded.why, sizeof loaded.why, "no CUDA backend: %s belongs to another build of perch", LIBRARY);
+        return;
     }
+    loaded.backend = backend;
 }
 
 perch_status kernels_cuda(const kernels_backend **out, perch_error *err) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, load);
     *out = loaded.backend;
-    return loaded.backend ? PERCH_OK : err_set(err, PERCH_E_UNSUPPORTED, "%s", loaded.why);
+    return loaded.backend != NULL ? PERCH_OK : err_set(err, PERCH_E_UNSUPPORTED, "%s", loaded.why);
 }
