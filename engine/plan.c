@@ -121,6 +121,8 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
     }
     /* On a GPU the host's bookkeeping takes nothing of what is planned. */
     bool shared = !backend->async;
+    uint64_t table_bytes = table ? (uint64_t)kv->n_slots * cache_pages_per_slot(kv) * sizeof(uint8_t *) : 0;
+    *(shared ? &plan->host_bytes : &plan->reserve_bytes) += table_bytes;
     uint64_t fixed = plan->weights_bytes + plan->workspace_bytes + plan->reserve_bytes;
     fixed += shared ? plan->host_bytes : 0;
     uint64_t left = plan->free_bytes > fixed ? plan->free_bytes - fixed : 0;
