@@ -16,325 +16,16 @@
  */
 #include "kernels/cuda/launch.h"
 
-#include "base/sampling_math.h"
-#include "kernels/cuda/simt.cuh"
-
-#include <math.h>
+#include "kernels/cuda/sampling_row.cuh"
 
 namespace {
 
-constexpr uint32_t THREADS = 256, WARPS = THREADS / 32;
-constexpr uint32_t SEGMENT = 256, PER_LANE = SEGMENT / 32;
-constexpr uint32_t MAX_SEGMENTS = SAMPLING_MAX_VOCAB / SEGMENT;
-constexpr uint32_t MAX_BLOCKS = 64;     /* of a row */
-constexpr uint32_t ENOUGH_BLOCKS = 528; /* four for each multiprocessor of a large GPU */
-constexpr uint32_t STEPS = 1024;        /* of the histogram */
-constexpr uint32_t LISTED =
-    2048;                        /* tokens whose ranks are listed; where there are more the row is gone through again */
-constexpr uint32_t DIGITS = 256; /* of the radix selection */
-constexpr uint64_t ALL = UINT64_MAX; /* a border behind every rank */
+using namespace sampling_select;
+using namespace sampling_row;
 
-constexpr uint32_t BANNED = 1u << 31, GIVEN = 1u << 30, GENERATED = GIVEN - 1; /* of a mark; the last is a count */
+constexpr uint32_t ENOUGH_BLOCKS = 528; /* four for each multiprocessor of a large GPU */
 constexpr uint32_t MARK_BLOCKS = 8;
 constexpr uint32_t MAX_ROWS = 65535; /* of a grid */
-
-static_assert(SAMPLING_MAX_VOCAB % SEGMENT == 0 && MAX_SEGMENTS % THREADS == 0 && STEPS % THREADS == 0,
-              "whole threads");
-static_assert(MAX_BLOCKS <= THREADS && MAX_SEGMENTS >= STEPS, "one thread a block; room for sums and for a histogram");
-
-/* One row between its kernels. */
-struct row_state {
-    /* 0 between calls */
-    uint32_t arrived; /* blocks of the present kernel that are done */
-    uint32_t n_listed;
-    uint64_t total; /* of the log softmax */
-    /* by survey */
-    float best; /* after penalties and bans; -inf: no token is left */
-    float raw_best;
-    float step;     /* factor that makes a step's number of a distance from best */
-    uint32_t bound; /* the n_top best of the model's logits have keys from this on */
-    /* by weigh: the border lies in steps first..last; what is before them is kept for sure */
-    uint32_t first_step, last_step, n_sure;
-    uint32_t reserved;
-    uint64_t sure; /* their weight */
-    uint64_t goal; /* top-p alone: the weight that the front must reach; with top-k it depends on what that leaves */
-};
-
-/* What one block of survey found. */
-struct block_state {
-    uint64_t best; /* rank */
-    float raw_best, least;
-};
-
-/* Where a choice's arrays lie in its part of the scratch memory: all of one choice together, whatever their number. */
-struct scratch_layout {
-    size_t step_weight; /* uint64 [STEPS], 0 between calls */
-    size_t step_count;  /* uint32 [STEPS], 0 between calls */
-    size_t mark;        /* uint32 [vocab_size], 0 between calls */
-    size_t segment_sum; /* uint64 [n_segments] */
-    size_t listed;      /* uint64 [LISTED], ranks */
-    size_t block;       /* block_state [MAX_BLOCKS] */
-    size_t block_best;  /* uint32 [MAX_BLOCKS][n_top], keys */
-    size_t bytes;
-};
-
-struct launch_arguments {
-    const float *logits;
-    const cuda_choice *choices;
-    const int32_t *bans, *history;
-    kernels_chosen *chosen;
-    char *scratch;
-    scratch_layout layout;
-    uint32_t vocab_size, n_segments, session_len;
-};
-
-/* This block's choice: its row_state is the first thing there. */
-__device__ __forceinline__ char *scratch_of(const launch_arguments &a) {
-    return a.scratch + blockIdx.y * a.layout.bytes;
-}
-template <class T> __device__ __forceinline__ T *array_of(const launch_arguments &a, size_t at) {
-    return reinterpret_cast<T *>(scratch_of(a) + at);
-}
-__device__ __forceinline__ row_state *state_of(const launch_arguments &a) { return array_of<row_state>(a, 0); }
-
-/* Between threads that don't share a barrier: not from a cache that may be older than the fence. */
-template <class T> __device__ __forceinline__ T fresh(const T &from) { return *const_cast<const volatile T *>(&from); }
-
-__device__ __forceinline__ void add64(uint64_t *to, uint64_t value) {
-    atomicAdd(reinterpret_cast<unsigned long long *>(to), static_cast<unsigned long long>(value));
-}
-
-/* ---------------------------------------------------------------- sums of a block */
-
-/* A sum in shared memory: 32-bit additions are the hardware's own there, 64-bit ones are not. */
-struct wide_sum {
-    uint32_t low, high;
-};
-__device__ __forceinline__ void add(wide_sum *to, uint64_t value) {
-    uint32_t low = static_cast<uint32_t>(value), before = atomicAdd(&to->low, low);
-    uint32_t high = static_cast<uint32_t>(value >> 32) + (before + low < low);
-    if (high > 0) {
-        atomicAdd(&to->high, high);
-    }
-}
-__device__ __forceinline__ uint64_t value_of(const wide_sum &sum) {
-    return static_cast<uint64_t>(sum.high) << 32 | sum.low;
-}
-
-struct adding {
-    template <class T> __device__ T operator()(T a, T b) const { return a + b; }
-};
-struct smaller {
-    template <class T> __device__ T operator()(T a, T b) const { return b < a ? b : a; }
-};
-struct larger {
-    template <class T> __device__ T operator()(T a, T b) const { return a < b ? b : a; }
-};
-
-template <class T, class Op> __device__ __forceinline__ T warp_reduce(T value, Op op) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-        value = op(value, __shfl_xor_sync(~0u, value, distance));
-    }
-    return value;
-}
-
-/* The same in each thread. by_warp [WARPS] is free again behind the next barrier. */
-template <class T, class Op> __device__ __forceinline__ T block_reduce(T value, Op op, T *by_warp) {
-    value = warp_reduce(value, op);
-    if (threadIdx.x % 32 == 0) {
-        by_warp[threadIdx.x / 32] = value;
-    }
-    __syncthreads();
-    value = by_warp[0];
-#pragma unroll
-    for (uint32_t w = 1; w < WARPS; w++) {
-        value = op(value, by_warp[w]);
-    }
-    return value;
-}
-
-/* The sum over the threads before this one; *total: over all. by_warp as above. */
-__device__ __forceinline__ uint64_t block_sum_before(uint64_t value, uint64_t *by_warp, uint64_t *total) {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint64_t sum = value;
-#pragma unroll
-    for (uint32_t distance = 1; distance < 32; distance *= 2) {
-        uint64_t other = __shfl_up_sync(~0u, sum, distance);
-        sum += lane >= distance ? other : 0;
-    }
-    if (lane == 31) {
-        by_warp[warp] = sum;
-    }
-    __syncthreads();
-    uint64_t before = 0, all = 0;
-#pragma unroll
-    for (uint32_t w = 0; w < WARPS; w++) {
-        before += w < warp ? by_warp[w] : 0;
-        all += by_warp[w];
-    }
-    *total = all;
-    return before + sum - value;
-}
-
-/* True in the row's last block, which then sees what the others wrote (by fresh). */
-__device__ __forceinline__ bool comes_last(row_state *row) {
-    SHARED(uint32_t, before, [1]);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        before[0] = atomicAdd(&row->arrived, 1u);
-    }
-    __syncthreads();
-    if (before[0] + 1 != gridDim.x) {
-        return false;
-    }
-    __threadfence();
-    if (threadIdx.x == 0) {
-        row->arrived = 0;
-    }
-    return true;
-}
-
-/* ------------------------------------------------------------------ ranks and rows */
-
-__device__ __forceinline__ uint64_t rank_of(float logit, uint32_t token) {
-    return static_cast<uint64_t>(~sampling_key(logit)) << 32 | token;
-}
-__device__ __forceinline__ uint32_t token_of(uint64_t rank) { return static_cast<uint32_t>(rank); }
-__device__ __forceinline__ float logit_of(uint64_t rank) { return sampling_logit(~static_cast<uint32_t>(rank >> 32)); }
-
-/* What a penalty or a ban leaves of a logit. Few tokens have a mark. */
-__device__ __noinline__ float adjust(float logit, uint32_t mark, sampling_penalties penalties) {
-    return mark & BANNED ? -INFINITY : sampling_penalize(logit, true, mark & GENERATED, penalties);
-}
-
-/* A row's logits and what is to be done with them. */
-struct row_view {
-    const float *logits;
-    const uint32_t *mark; /* NULL: none */
-    uint32_t vocab_size;
-    sampling_penalties penalties;
-
-    __device__ float adjusted(uint32_t token) const {
-        const uint32_t m = mark ? mark[token] : 0;
-        const float logit = logits[token];
-        return m ? adjust(logit, m, penalties) : logit;
-    }
-};
-
-__device__ __forceinline__ row_view row_of(const launch_arguments &a, const cuda_choice &choice) {
-    row_view row;
-    row.logits = a.logits + static_cast<size_t>(choice.logit_row) * a.vocab_size;
-    row.mark = choice.needs & CUDA_CHOICE_MARKS ? array_of<uint32_t>(a, a.layout.mark) : nullptr;
-    row.vocab_size = a.vocab_size;
-    row.penalties = {choice.repetition_penalty, choice.frequency_penalty, choice.presence_penalty};
-    return row;
-}
-
-/*
- * Calls f(segment, token of j = 0, logits, adjusted logits) for each segment of this warp; a lane has the tokens first + 32 j, NaN
- * where there is none.
- */
-template <class F> __device__ __forceinline__ void each_segment(const row_view &row, uint32_t n_segments, F f) {
-    for (uint32_t segment = blockIdx.x * WARPS + threadIdx.x / 32; segment < n_segments; segment += gridDim.x * WARPS) {
-        const uint32_t first = segment * SEGMENT + threadIdx.x % 32;
-        float logit[PER_LANE], adjusted[PER_LANE];
-        uint32_t mark[PER_LANE];
-#pragma unroll
-        for (uint32_t j = 0; j < PER_LANE; j++) { /* all loads, then all that waits for them */
-            const uint32_t token = first + 32 * j;
-            const bool in = token < row.vocab_size;
-            logit[j] = in ? row.logits[token] : NAN;
-            mark[j] = in && row.mark ? row.mark[token] : 0;
-        }
-#pragma unroll
-        for (uint32_t j = 0; j < PER_LANE; j++) {
-            adjusted[j] = mark[j] ? adjust(logit[j], mark[j], row.penalties) : logit[j];
-        }
-        f(segment, first, logit, adjusted);
-    }
-}
-
-/* ------------------------------------------------------------------- selection */
-
-struct selection_memory {
-    wide_sum sum[DIGITS];
-    uint32_t count[DIGITS];
-    uint64_t by_warp[WARPS];
-    uint64_t prefix, reached, border;
-    uint32_t n_left;
-};
-
-/*
- * By one warp: the digit at which the sum, so far `reached`, reaches goal; the rank's digits are extended by it.
- */
-__device__ __forceinline__ void pick_digit(selection_memory &m, uint64_t goal) {
-    constexpr uint32_t EACH = DIGITS / 32;
-    const uint32_t lane = threadIdx.x % 32;
-    uint64_t own = 0, before;
-    for (uint32_t i = 0; i < EACH; i++) {
-        own += value_of(m.sum[lane * EACH + i]);
-    }
-    before = own;
-#pragma unroll
-    for (uint32_t distance = 1; distance < 32; distance *= 2) {
-        uint64_t other = __shfl_up_sync(~0u, before, distance);
-        before += lane >= distance ? other : 0;
-    }
-    before += m.reached - own;
-    __syncwarp(); /* each has read `reached` */
-    if (before < goal && before + own >= goal) {
-        uint32_t digit = lane * EACH;
-        while (before + value_of(m.sum[digit]) < goal) {
-            before += value_of(m.sum[digit++]);
-        }
-        m.prefix = m.prefix << 8 | digit;
-        m.reached = before;
-        m.n_left = m.count[digit];
-    }
-}
-
-/*
- * By a block: the smallest rank of a set up to which the weights (unweighted: one each) add up to goal; 0 < goal, which is not
- * more than all of them. each(f) calls f(rank, weight) for the elements of the thread; ranks differ.
- */
-template <class Each> __device__ uint64_t find_border(selection_memory &m, bool weighted, uint64_t goal, Each each) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        m.prefix = m.reached = 0;
-    }
-    for (uint32_t shift = 56;; shift -= 8) {
-        for (uint32_t i = threadIdx.x; i < DIGITS; i += THREADS) {
-            m.sum[i] = {0, 0};
-            m.count[i] = 0;
-        }
-        __syncthreads();
-        const uint64_t prefix = m.prefix;
-        each([&](uint64_t rank, uint64_t weight) {
-            if (shift == 56 || rank >> (shift + 8) == prefix) {
-                const uint32_t digit = static_cast<uint32_t>(rank >> shift) % DIGITS;
-                add(&m.sum[digit], weighted ? weight : 1);
-                atomicAdd(&m.count[digit], 1u);
-            }
-        });
-        __syncthreads();
-        if (threadIdx.x < 32) {
-            pick_digit(m, goal);
-        }
-        __syncthreads();
-        if (shift == 0 || m.n_left == 1) {
-            const uint64_t found = m.prefix;
-            each([&](uint64_t rank, uint64_t) {
-                if (rank >> shift == found) {
-                    m.border = rank;
-                }
-            });
-            __syncthreads();
-            return m.border;
-        }
-    }
-}
 
 /* ---------------------------------------------------------------------- survey */
 
@@ -466,22 +157,6 @@ __device__ __forceinline__ void load_sums(const launch_arguments &a, wide_sum *s
     }
 }
 
-/* Takes the rank of each lane that has one into the row's list. All lanes of the warp take part. */
-__device__ __forceinline__ void list_rank(const launch_arguments &a, row_state *state, bool has, uint64_t rank) {
-    const uint32_t lanes = __ballot_sync(~0u, has), lane = threadIdx.x % 32;
-    if (lanes == 0) {
-        return;
-    }
-    uint32_t first = 0;
-    if (lane == 0) {
-        first = atomicAdd(&state->n_listed, static_cast<uint32_t>(__popc(lanes)));
-    }
-    first = __shfl_sync(~0u, first, 0) + static_cast<uint32_t>(__popc(lanes & ((1u << lane) - 1)));
-    if (has && first < LISTED) {
-        array_of<uint64_t>(a, a.layout.listed)[first] = rank;
-    }
-}
-
 /* ----------------------------------------------------------------------- weigh */
 
 __device__ __forceinline__ uint32_t step_of(float logit, float best, float step) {
@@ -498,7 +173,10 @@ struct histogram {
 /* Of what weigh and narrow need only one at a time. */
 union row_memory {
     histogram steps;
-    wide_sum sum[MAX_SEGMENTS];
+    struct {
+        wide_sum sum[MAX_SEGMENTS];
+        uint64_t listed[LISTED];
+    } last; /* of the row's last block */
 };
 
 /* By the row's last block, from the histogram of all: in which steps the border lies. Leaves the histogram zeroed. */
@@ -554,15 +232,14 @@ __device__ void find_steps(const launch_arguments &a, const cuda_choice &choice,
 
 /* By the row's last block: the n_top best of the model's own logits, from the list, or from the row where that overflowed. */
 __device__ void report_top(const launch_arguments &a, const cuda_choice &choice, const row_view &row, row_state *state,
-                           selection_memory &m) {
+                           uint64_t *listed, selection_memory &m) {
     SHARED(uint64_t, top, [KERNELS_MAX_TOP]);
     SHARED(uint32_t, n_found, [1]);
-    const uint64_t *listed = array_of<uint64_t>(a, a.layout.listed);
-    const uint32_t n_listed = fresh(state->n_listed), n_top = choice.n_top;
+    const uint32_t n_listed = take_list(a, state, listed), n_top = choice.n_top;
     auto each = [&](auto f) {
         if (n_listed <= LISTED) {
             for (uint32_t i = threadIdx.x; i < n_listed; i += THREADS) {
-                f(fresh(listed[i]), 1);
+                f(listed[i], 1);
             }
         } else {
             for (uint32_t token = threadIdx.x; token < a.vocab_size; token += THREADS) {
@@ -572,7 +249,6 @@ __device__ void report_top(const launch_arguments &a, const cuda_choice &choice,
     };
     const uint64_t border = find_border(m, false, n_top, each);
     if (threadIdx.x == 0) {
-        state->n_listed = 0;
         n_found[0] = 0;
     }
     __syncthreads();
@@ -687,14 +363,14 @@ __global__ void __launch_bounds__(THREADS, 3) weigh(launch_arguments a) {
         state->total = 0;
     }
     if (choice.n_top > 0) {
-        report_top(a, choice, row, state, m);
+        report_top(a, choice, row, state, memory.last.listed, m);
     }
     if (front) {
         find_steps(a, choice, state, m);
     }
     if (direct) {
-        load_sums(a, memory.sum);
-        draw(a, choice, row, scale, least, ALL, memory.sum, m);
+        load_sums(a, memory.last.sum);
+        draw(a, choice, row, scale, least, ALL, memory.last.sum, m);
     }
 }
 
@@ -734,13 +410,12 @@ __global__ void __launch_bounds__(THREADS, 3) narrow(launch_arguments a) {
     if (!comes_last(state)) {
         return;
     }
-    const uint64_t *listed = array_of<uint64_t>(a, a.layout.listed);
-    const uint32_t n_listed = fresh(state->n_listed);
+    const uint64_t *listed = memory.last.listed;
+    const uint32_t n_listed = take_list(a, state, memory.last.listed);
     auto each = [&](auto f) {
         if (n_listed <= LISTED) {
             for (uint32_t i = threadIdx.x; i < n_listed; i += THREADS) {
-                const uint64_t rank = fresh(listed[i]);
-                f(rank, sampling_weight(logit_of(rank), scale));
+                f(listed[i], sampling_weight(logit_of(listed[i]), scale));
             }
             return;
         }
@@ -762,17 +437,14 @@ __global__ void __launch_bounds__(THREADS, 3) narrow(launch_arguments a) {
     if (choice.top_p != UINT64_MAX) {
         border = find_border(m, true, goal - state->sure, each);
     }
-    load_sums(a, memory.sum);
+    load_sums(a, memory.last.sum);
     __syncthreads();
     each([&](uint64_t rank, uint64_t weight) {
         if (rank <= border && weight >= least) {
-            add(&memory.sum[token_of(rank) / SEGMENT], weight);
+            add(&memory.last.sum[token_of(rank) / SEGMENT], weight);
         }
     });
-    draw(a, choice, row, scale, least, border, memory.sum, m);
-    if (threadIdx.x == 0) {
-        state->n_listed = 0;
-    }
+    draw(a, choice, row, scale, least, border, memory.last.sum, m);
 }
 
 /* ----------------------------------------------------------------------- marks */
@@ -811,30 +483,6 @@ __global__ void __launch_bounds__(THREADS) mark(launch_arguments a, bool clear) 
 }
 
 /* ---------------------------------------------------------------------- launch */
-
-uint32_t segments_of(uint32_t vocab_size) { return (vocab_size + SEGMENT - 1) / SEGMENT; }
-
-/* Places n elements behind what is there already, aligned for any of them. */
-template <class T> size_t place(size_t *end, size_t n) {
-    const size_t at = (*end + 15) / 16 * 16;
-    *end = at + n * sizeof(T);
-    return at;
-}
-
-scratch_layout layout_of(uint32_t vocab_size) {
-    scratch_layout l;
-    size_t end = 0;
-    place<row_state>(&end, 1);
-    l.step_weight = place<uint64_t>(&end, STEPS);
-    l.step_count = place<uint32_t>(&end, STEPS);
-    l.mark = place<uint32_t>(&end, vocab_size);
-    l.segment_sum = place<uint64_t>(&end, segments_of(vocab_size));
-    l.listed = place<uint64_t>(&end, LISTED);
-    l.block = place<block_state>(&end, MAX_BLOCKS);
-    l.block_best = place<uint32_t>(&end, MAX_BLOCKS * KERNELS_MAX_TOP);
-    l.bytes = (end + 127) / 128 * 128;
-    return l;
-}
 
 } // namespace
 
