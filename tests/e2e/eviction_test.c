@@ -166,19 +166,47 @@ static uint32_t between(test_rng *rng, uint32_t low, uint32_t high) {
     return low + (uint32_t)test_rng_below(rng, high - low + 1);
 }
 
+/* Where the schedules run: on what libperch_cuda.so.0 is, if there is one; and what that can do. */
+static bool on_gpu, with_f32 = true;
+static uint64_t page_granularity = 4096;
+
+static void find_device(void) {
+    const kernels_backend *cuda;
+    kernels_device *device = NULL;
+    const kernels_config f32 = {.dtype = KERNELS_F32}, bf16 = {.dtype = KERNELS_BF16};
+    perch_error err;
+    on_gpu = kernels_cuda(&cuda, NULL) == PERCH_OK;
+    if (!on_gpu) {
+        return;
+    }
+    with_f32 = cuda->open(&f32, &device, &err) == PERCH_OK;
+    if (with_f32 || CHECK_MSG(err.status == PERCH_E_UNSUPPORTED && cuda->open(&bf16, &device, &err) == PERCH_OK, "%s",
+                              err.message)) {
+        page_granularity = cuda->kv_page_granularity(device);
+        printf("  on %s\n", cuda->describe(device));
+        cuda->close(device);
+    }
+}
+
 static schedule random_schedule(test_rng *rng) {
     static const char *const names[] = {"llama", "mistral", "qwen2", "qwen3"};
     schedule s = {.model_name = test_rng_below(rng, 40) == 0 ? "wide" : names[test_rng_below(rng, 4)]};
     bool wide = !strcmp(s.model_name, "wide");
     s.options = host_options(s.model_name);
     perch_options *o = &s.options;
-    o->dtype = test_rng_below(rng, 2) ? PERCH_DTYPE_F32 : PERCH_DTYPE_BF16;
+    o->device = on_gpu ? PERCH_DEVICE_CUDA : PERCH_DEVICE_CPU;
+    o->dtype = test_rng_below(rng, 2) == 0 ? PERCH_DTYPE_BF16 : with_f32 ? PERCH_DTYPE_F32 : PERCH_DTYPE_F16;
     o->threads = between(rng, 1, 3);
     o->session_len = between(rng, 24, wide ? 60 : 180);
     o->max_batch_size = between(rng, 1, 6);
     o->prefill_reserve = between(rng, 1, 24);
     o->max_step_tokens = o->max_batch_size + o->prefill_reserve + (uint32_t)test_rng_below(rng, 40);
-    o->page_bytes = 4096u << test_rng_below(rng, 3);
+    o->page_bytes = page_granularity << test_rng_below(rng, 3);
+    if (test_rng_below(rng, 4) == 0) {
+        o->mapping = PERCH_MAPPING_TABLE;
+        o->page_bytes = 0;
+    }
+    o->graphs = test_rng_below(rng, 4) ? PERCH_ON : PERCH_OFF;
     o->cache_chunk_size = (int32_t[]){1, 1, 2, 3, -1}[test_rng_below(rng, 5)];
     o->age_steps = between(rng, 1, 40);
     o->bypass_limit = (uint32_t)test_rng_below(rng, 8);
@@ -464,6 +492,7 @@ static void check_one(uint64_t seed, totals *t) {
 static void logits_are_the_same_bits_whatever_was_evicted(void) {
     totals t = {0};
     uint64_t seed = test_seed(1), n = test_scaled(3000);
+    find_device();
     for (uint64_t i = 0; i < n; i++) {
         check_one(seed + i, &t);
         if (CU_get_number_of_failures() > 0) {
