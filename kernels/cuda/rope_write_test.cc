@@ -256,5 +256,5 @@ int main(int argc, char **argv) {
         {"a token is the same alone and in a batch, to the bit", tokens_stand_alone},
         {"what cannot be is refused; no tokens are no work", refusals},
     };
-    return test_main("rope_test", tests, sizeof tests / sizeof *tests, argc, argv);
+    return test_main("rope_write_test", tests, sizeof tests / sizeof *tests, argc, argv);
 }

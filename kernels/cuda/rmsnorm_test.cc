@@ -195,5 +195,5 @@ int main(int argc, char **argv) {
         {"a head is the same among others and at any address, to the bit", heads_stand_alone},
         {"what cannot be is refused; nothing is no work", refusals},
     };
-    return test_main("norm_test", tests, sizeof tests / sizeof *tests, argc, argv);
+    return test_main("rmsnorm_test", tests, sizeof tests / sizeof *tests, argc, argv);
 }
