@@ -12,7 +12,8 @@
 #   tools          include (perch/perch.h alone)
 #   tests          anything, and so may NAME_test.c and NAME_testing.[ch] (what several tests share) wherever they stand
 #
-# A module includes its own files. CUDA's headers belong to kernels/ and comm/, those of MPI and NCCL to comm/.
+# A module includes its own files. CUDA's headers belong to kernels/ and comm/, and to the .cu files of
+# tools/, which measure a GPU without perch; those of MPI and NCCL to comm/.
 # usage: includes.sh [ROOT]: prints "FILE:LINE: reason" for each include that is not allowed; exit code 1 if there is one.
 set -euo pipefail
 root=${1:-$(dirname "$0")/../..}
@@ -57,7 +58,8 @@ function check(name, quoted,    from, to, target) {
     if (target == "") {
         if (quoted) { report("\"" name "\" is not a file of this project") }
         else if (from == "include" && !(name in c_library)) { report("<" name "> is not of the C library") }
-        else if (name ~ /^(cuda|cublas|cooperative_groups|cuda_.*|mma\.h)/ && from != "kernels" && from != "comm") {
+        else if (name ~ /^(cuda|cublas|cooperative_groups|cuda_.*|mma\.h)/ && from != "kernels" && from != "comm" &&
+                 file !~ /^tools\/.*\.cu$/) {
             report("<" name ">: CUDA belongs to kernels/ and comm/")
         } else if (name ~ /^(mpi|nccl)/ && from != "comm") { report("<" name ">: belongs to comm/") }
         return

@@ -42,6 +42,7 @@ allowed_tree() {
     put engine/text/text.h '#include <perch/perch.h>' '#include "base/base.h"'
     put engine/engine.c '#include "cache/cache.h"' '#include "engine/model/model.h"' '#include "engine/text/text.h"'
     put tools/perch.c '#include "perch/perch.h"' '#include <jansson.h>'
+    put tools/limits.cu '#include <cuda_runtime.h>'
     put tests/whole_test.c '#include "engine/model/model.h"' '#include "cache/cache.h"' '#include "../cache/cache.h"'
     put cache/cache_test.c '#include "tests/support/check.h"' '#include "kernels/kernels.h"'
     put cache/cache_testing.h '#include "tests/support/check.h"'
@@ -58,6 +59,13 @@ expect "cache does not include kernels" 'cache/cache.c:2: cache/ may not include
 allowed_tree
 put cache/cache.c '#include <cuda_runtime.h>'
 expect "cache includes no CUDA header" 'cache/cache.c:1: <cuda_runtime.h>: CUDA belongs to kernels/ and comm/'
+
+allowed_tree
+put tools/perch.c '#include <cuda_runtime.h>'
+put tools/limits.cu '#include <cublasLt.h>' '#include "kernels/kernels.h"'
+expect "tools include CUDA in .cu files alone, and no kernels there" \
+    'tools/limits.cu:2: tools/ may not include kernels/: kernels/kernels.h' \
+    'tools/perch.c:1: <cuda_runtime.h>: CUDA belongs to kernels/ and comm/'
 
 allowed_tree
 put engine/text/bpe.c '#include "engine/model/model.h"' '#include "kernels/kernels.h"'
