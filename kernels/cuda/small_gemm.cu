@@ -24,9 +24,9 @@ constexpr uint32_t TILE = 8;                                               /* ro
 constexpr uint32_t QUEUE_BYTES = 96 * 1024;
 
 struct product {
-    uint32_t n_out, n_in, n_tokens;
     const float *bias; /* or NULL */
-    bool accumulate, y_is_float;
+    uint32_t n_out, n_in, n_tokens;
+    bool accumulate, y_is_float, unused[2]; /* no padding: the emulation looks for addresses of the host in all of it */
 };
 
 /* What a lane waits for in a step, and the queue of such. */
@@ -196,7 +196,7 @@ extern "C" cudaError_t cuda_small_gemm(cudaStream_t stream, kernels_dtype dtype,
         !usable(w) || !usable(x) || !usable(y)) {
         return cudaErrorInvalidValue;
     }
-    const product p = {n_out, n_in, n_tokens, bias, accumulate, y_is_float};
+    const product p = {bias, n_out, n_in, n_tokens, accumulate, y_is_float, {}};
     return with_act(dtype, [&](auto act) {
         using T = decltype(act);
         return n_tokens <= TILE ? cut<T, 1>(stream, p, w, x, y) : cut<T, 2>(stream, p, w, x, y);
