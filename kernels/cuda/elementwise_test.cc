@@ -285,7 +285,7 @@ static void refusals(void) {
     CU_ASSERT_EQUAL(cuda_add_bias(nullptr, KERNELS_BF16, odd, 1, 8, p, true), no);
     CU_ASSERT_EQUAL(cuda_add_bias(nullptr, KERNELS_BF16, p, 1, 0, p, false), no);
     CU_ASSERT_EQUAL(cuda_convert(nullptr, KERNELS_F32, p, KERNELS_F32, 8, p), no);
-    CU_ASSERT_EQUAL(cuda_convert(nullptr, static_cast<kernels_dtype>(9), p, KERNELS_F16, 8, p), no);
+    CU_ASSERT_EQUAL(cuda_convert(nullptr, static_cast<kernels_dtype>(3), p, KERNELS_F16, 8, p), no);
     CU_ASSERT_EQUAL(cuda_convert(nullptr, KERNELS_F32, odd, KERNELS_F16, 8, p), no);
     CU_ASSERT_EQUAL(cuda_convert(nullptr, KERNELS_F32, p, KERNELS_F16, SIZE_MAX, p), no);
 }
