@@ -455,7 +455,7 @@ __device__ __forceinline__ void set_mark(uint32_t *marks, uint32_t vocab_size, i
         return;
     }
     if (what == 0) {
-        marks[token] = 0;
+        atomicExch(&marks[token], 0u);
     } else if (what == 1) {
         atomicAdd(&marks[token], 1u);
     } else {
