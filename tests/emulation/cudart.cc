@@ -7,7 +7,6 @@
 
 #include <cstdio>
 #include <cstring>
-#include <dlfcn.h>
 #include <memory>
 
 namespace emu {
@@ -142,18 +141,13 @@ std::string bad_argument(std::initializer_list<simt::Argument> arguments) {
             memcpy(&p, static_cast<const char *>(a.value) + i, sizeof p);
             if (is_host_pointer(p) && (a.pointer || is_mapped(p))) {
                 char text[96];
-                snprintf(text, sizeof text, "argument %zu, byte %zu, is the host's: ", number, i);
+                snprintf(text, sizeof text, "argument %zu, byte %zu, is out of a kernel's reach: ", number, i);
                 return text + describe(p);
             }
         }
         number++;
     }
     return "";
-}
-
-std::string kernel_name(const void *function) {
-    Dl_info info;
-    return dladdr(function, &info) && info.dli_sname ? info.dli_sname : "a kernel";
 }
 
 } // namespace
@@ -181,7 +175,7 @@ cudaError_t simt::enqueue(Kernel kernel, cudaStream_t stream, std::initializer_l
         if (cudaError_t bad = check_launch(kernel)) {
             return bad;
         }
-        const std::string name = kernel_name(kernel.function), what = bad_argument(arguments);
+        const std::string name = function_name(kernel.function), what = bad_argument(arguments);
         if (!what.empty()) {
             lose_device(cudaErrorIllegalAddress, name + ": " + what);
             return cudaErrorIllegalAddress;

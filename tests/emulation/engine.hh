@@ -14,10 +14,16 @@ struct Fault : Error {
 
 bool in_kernel(); /* whether a kernel's thread runs on this OS thread */
 
-/* Ends the kernel, from a signal handler on its stack. */
-[[noreturn]] void fault(cudaError_t code, const std::string &what);
+/* Says what p is among the shared memory of the block that runs; false if it is nothing there. */
+bool describe_shared(const void *p, char *text, size_t bytes);
+
+/* Ends the kernel, from a signal handler on its stack, whose frames are left as they are: it touches `what`. */
+[[noreturn]] void fault(cudaError_t code, const char *what);
 
 cudaError_t check_launch(const Kernel &kernel);
+
+/* names.cc: the name of a function of this process, for messages. */
+std::string function_name(const void *function);
 
 } // namespace simt
 

@@ -31,18 +31,23 @@ bool contains(const std::map<uintptr_t, Region>::iterator &at, uintptr_t p) {
     return at != memory().regions.end() && p < at->first + at->second.bytes;
 }
 
+/* Apart, as note_fault is. */
+__attribute__((noinline)) void describe_fault(const void *p, char *text, size_t bytes) {
+    if (!simt::describe_shared(p, text, bytes)) {
+        Lock lock(runtime().mutex);
+        snprintf(text, bytes, "%s", describe(p).c_str());
+    }
+}
+
 void on_fault(int number, siginfo_t *info, void *context) {
     if (simt::in_kernel()) {
         sigset_t set;
         sigemptyset(&set);
         sigaddset(&set, number);
         pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
-        std::string what;
-        {
-            Lock lock(runtime().mutex);
-            what = describe(info->si_addr);
-        }
-        simt::fault(cudaErrorIllegalAddress, what);
+        char text[256];
+        describe_fault(info->si_addr, text, sizeof text);
+        simt::fault(cudaErrorIllegalAddress, text);
     }
     auto at = nearest(address(info->si_addr));
     if (contains(at, address(info->si_addr)) && at->second.type != Region::Type::pinned) {

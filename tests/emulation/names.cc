@@ -1,7 +1,16 @@
-/* The names of errors. Of each as much as it takes to know it again; unknown ones are told by their number. */
+/* Names for messages: of errors, those that are used, and of kernels. */
+#include "tests/emulation/engine.hh"
 #include "tests/emulation/runtime.hh"
 
+#include <cxxabi.h>
+#include <dlfcn.h>
+#include <elf.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -65,7 +74,56 @@ template <size_t n> const Known *find(const Known (&all)[n], int code) {
     return nullptr;
 }
 
+/* The symbol at this offset of an ELF file, whose table also has what is not exported; "" where it was stripped. */
+std::string symbol_at(const char *path, uint64_t offset) {
+    std::ifstream in(path, std::ios::binary);
+    const std::vector<char> file((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    const Elf64_Ehdr *header = reinterpret_cast<const Elf64_Ehdr *>(file.data());
+    if (file.size() < sizeof *header || memcmp(header->e_ident, ELFMAG, SELFMAG) != 0) {
+        return "";
+    }
+    const Elf64_Shdr *sections = reinterpret_cast<const Elf64_Shdr *>(file.data() + header->e_shoff);
+    for (size_t i = 0; i < header->e_shnum; i++) {
+        if (sections[i].sh_type != SHT_SYMTAB) {
+            continue;
+        }
+        const Elf64_Sym *symbols = reinterpret_cast<const Elf64_Sym *>(file.data() + sections[i].sh_offset);
+        const char *names = file.data() + sections[sections[i].sh_link].sh_offset;
+        for (size_t k = 0; k < sections[i].sh_size / sizeof *symbols; k++) {
+            if (symbols[k].st_value == offset && ELF64_ST_TYPE(symbols[k].st_info) == STT_FUNC) {
+                return names + symbols[k].st_name;
+            }
+        }
+    }
+    return "";
+}
+
 } // namespace
+
+std::string simt::function_name(const void *function) {
+    static std::map<const void *, std::string> known; /* under the runtime's lock */
+    auto at = known.find(function);
+    if (at != known.end()) {
+        return at->second;
+    }
+    std::string name = "a kernel";
+    Dl_info info;
+    if (dladdr(function, &info)) {
+        const uint64_t offset =
+            static_cast<uint64_t>(static_cast<const char *>(function) - static_cast<const char *>(info.dli_fbase));
+        const std::string mangled = symbol_at(info.dli_fname, offset);
+        char *plain = abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, nullptr);
+        if (!mangled.empty()) {
+            name = plain ? plain : mangled.c_str();
+            const std::string noise = "(anonymous namespace)::";
+            for (size_t k; (k = name.find(noise)) != std::string::npos;) {
+                name.erase(k, noise.size());
+            }
+        }
+        free(plain);
+    }
+    return known[function] = name.substr(0, name.find('('));
+}
 
 extern "C" {
 

@@ -68,7 +68,7 @@ void execute(const OperationPtr &op) {
             op->work.run(op->options);
         }
     } catch (const simt::Fault &e) {
-        fault = e.what();
+        fault = op->work.name + ": " + e.what();
         code = e.code;
     }
     in_host_function = false;

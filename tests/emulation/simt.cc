@@ -1,35 +1,25 @@
-/* The engine beneath simt.hh: fibers, barriers, warps, shared memory, and the order in which threads run. */
+/* The engine beneath simt.hh: threads as fibers, barriers, warps, and the order in which they run. */
 #include "tests/emulation/simt.hh"
-#include "tests/emulation/sanitizers.hh"
+#include "tests/emulation/block.hh"
+#include "tests/emulation/engine.hh"
 
-#include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <numeric>
 #include <thread>
-#include <vector>
-
-#include "tests/emulation/engine.hh"
-
-#ifndef __x86_64__
-#include <ucontext.h>
-#endif
 
 __thread uint3 threadIdx, blockIdx;
 __thread dim3 blockDim, gridDim;
 
 namespace simt {
-namespace {
 
-constexpr size_t kPage = 4096;
-constexpr size_t kStack = 256 << 10;
+__thread Block *block;
 
 /* ------------------------------------------------------------------------------------------------ switching */
 
@@ -40,156 +30,30 @@ extern "C" __attribute__((naked, noinline, no_sanitize("address", "undefined")))
         "movq %rsp, (%rdi); movq %rsi, %rsp\n\t"
         "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp; ret");
 }
-struct Context {
-    void *sp;
-    void start(char *stack, void (*entry)()) {
-        void **top = reinterpret_cast<void **>(stack + kStack);
-        top[-1] = nullptr; /* where entry would return to */
-        top[-2] = reinterpret_cast<void *>(entry);
-        sp = top - 8;
-    }
-    static void change(Context &from, Context &to) { simt_switch(&from.sp, to.sp); }
-};
+void Context::start(char *stack, void (*entry)()) {
+    void **top = reinterpret_cast<void **>(stack + kStack);
+    top[-1] = nullptr; /* where entry would return to */
+    top[-2] = reinterpret_cast<void *>(entry);
+    sp = top - 8;
+}
+void Context::change(Context &from, Context &to) { simt_switch(&from.sp, to.sp); }
 #else
-struct Context {
-    ucontext_t uc;
-    void start(char *stack, void (*entry)()) {
-        getcontext(&uc);
-        uc.uc_stack.ss_sp = stack;
-        uc.uc_stack.ss_size = kStack;
-        uc.uc_link = nullptr;
-        makecontext(&uc, entry, 0);
-    }
-    static void change(Context &from, Context &to) { swapcontext(&from.uc, &to.uc); }
-};
+void Context::start(char *stack, void (*entry)()) {
+    getcontext(&uc);
+    uc.uc_stack.ss_sp = stack;
+    uc.uc_stack.ss_size = kStack;
+    uc.uc_link = nullptr;
+    makecontext(&uc, entry, 0);
+}
+void Context::change(Context &from, Context &to) { swapcontext(&from.uc, &to.uc); }
 #endif
 
-/* --------------------------------------------------------------------------------------------- what a block is */
+namespace {
+
+/* To ThreadSanitizer only so many blocks of a grid have threads of their own; the others' are the last of these. */
+constexpr uint64_t kFreshBlocks = 4;
 
 struct Abandoned {}; /* unwinds the other threads of a block that failed */
-
-enum class State : char { ready, barrier, warp, done };
-
-struct Copy { /* cp.async */
-    void *to;
-    const void *from;
-    size_t bytes, source_bytes;
-};
-
-struct Fiber {
-    Context context;
-    char *stack = nullptr;
-    uint3 index;
-    unsigned lane, warp;
-    State state;
-    const char *op, *file; /* where it waits */
-    int line;
-    unsigned mask;
-    const void *in; /* a collective's operands, in the thread's own frame */
-    void *out;
-    Combine combine;
-    bool vote;
-    unsigned votes;
-    std::vector<Copy> copies; /* not yet waited for */
-    std::deque<size_t> groups;
-    size_t open; /* copies since the last commit */
-    bool fenced;
-    std::vector<void *> atomics; /* since the last fence */
-    void *fake_stack = nullptr, *tsan = nullptr;
-};
-
-struct Warp {
-    Fiber *lane[32];
-    unsigned alive, waiting;
-};
-
-/* A variable's memory: its end is at a page that can't be touched. */
-struct Shared {
-    const void *key;
-    size_t bytes;
-    char *pages, *at;
-    size_t mapped; /* 0: from the heap */
-    bool used;     /* by this block */
-};
-
-struct Block {
-    std::vector<Fiber> fiber;
-    std::vector<Warp> warp;
-    std::vector<unsigned> order; /* of the warps */
-    std::vector<Shared> shared;
-    char *stacks = nullptr;
-    unsigned n = 0, alive = 0, arrived = 0;
-    size_t shared_bytes = 0, dynamic_bytes = 0;
-    Context main;
-    Fiber *current = nullptr;
-    const std::function<void()> *body = nullptr;
-    const void *main_stack = nullptr;
-    size_t main_bytes = 0;
-    void *main_tsan = nullptr;
-    char *begin = nullptr, *end = nullptr; /* ThreadSanitizer's: host → threads, threads → host */
-    char *barrier_edge = nullptr;          /* and at barriers: [0] __syncthreads, [1 + warp] __syncwarp */
-    std::string error;
-    cudaError_t code = cudaSuccess;
-    uint64_t random = 1;
-    Stats stats = {};
-
-    ~Block() {
-        free_stacks();
-        drop_shared();
-    }
-    void free_stacks() {
-        EMU_TSAN(for (Fiber &f
-                      : fiber) {
-            if (f.tsan) {
-                __tsan_destroy_fiber(f.tsan);
-            }
-        })
-        if (stacks) {
-            munmap(stacks, fiber.size() * (kStack + kPage));
-        }
-        stacks = nullptr;
-    }
-    void drop_shared() {
-        for (Shared &s : shared) {
-            EMU_ASAN(__asan_unpoison_memory_region(s.pages, s.mapped);)
-            if (s.mapped) {
-                munmap(s.pages, s.mapped);
-            } else {
-                free(s.pages);
-            }
-        }
-        shared.clear();
-    }
-    uint32_t rand() {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        return static_cast<uint32_t>(random >> 32);
-    }
-    void grow(unsigned threads) {
-        n = threads;
-        order.resize((n + 31) / 32);
-        if (n <= fiber.size()) {
-            return;
-        }
-        free_stacks();
-        fiber.resize(n);
-        warp.resize((n + 31) / 32);
-        void *p = mmap(nullptr, n * (kStack + kPage), PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED) {
-            fiber.clear();
-            throw Error("no memory for the threads' stacks");
-        }
-        stacks = static_cast<char *>(p);
-        for (unsigned i = 0; i < n; i++) { /* a page that can't be touched below each stack */
-            mprotect(stacks + i * (kStack + kPage), kPage, PROT_NONE);
-            fiber[i].stack = stacks + i * (kStack + kPage) + kPage;
-        }
-    }
-};
-
-__thread Block *block; /* whose thread runs here */
 
 std::string format_v(const char *format, va_list list) {
     char text[1024];
@@ -309,7 +173,7 @@ void exit_thread(Fiber &f) {
 void fiber_main() {
     EMU_ASAN(__sanitizer_finish_switch_fiber(nullptr, &block->main_stack, &block->main_bytes);)
     Fiber &f = *block->current;
-    EMU_TSAN(__tsan_acquire(block->begin);)
+    EMU_TSAN(__tsan_acquire(block->entry_edge);)
     try {
         if (block->error.empty()) {
             (*block->body)();
@@ -323,7 +187,7 @@ void fiber_main() {
         block->code = cudaErrorLaunchFailure;
     }
     f.state = State::done;
-    EMU_TSAN(__tsan_release(block->end);)
+    EMU_TSAN(__tsan_release(block->exit_edge);)
     yield();
     abort(); /* a thread that is done is not resumed */
 }
@@ -357,49 +221,12 @@ std::string deadlock() {
     return s;
 }
 
-void begin_block(Block &b, dim3 dim) {
-    b.alive = b.n;
-    b.arrived = 0;
-    b.shared_bytes = b.dynamic_bytes;
-    for (unsigned i = 0; i < b.n; i++) {
-        Fiber &f = b.fiber[i];
-        f.index = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
-        f.lane = i % 32;
-        f.warp = i / 32;
-        f.state = State::ready;
-        f.copies.clear();
-        f.groups.clear();
-        f.open = 0;
-        f.fenced = false;
-        f.atomics.clear();
-        f.fake_stack = nullptr;
-        Warp &w = b.warp[f.warp];
-        if (f.lane == 0) {
-            w.alive = w.waiting = 0;
-        }
-        w.alive |= 1u << f.lane;
-        w.lane[f.lane] = &f;
-        f.context.start(f.stack, fiber_main);
-        EMU_TSAN(if (!f.tsan) { f.tsan = __tsan_create_fiber(0); })
-    }
-}
-
-void end_block(Block &b) {
-    for (Shared &s : b.shared) {
-        s.used = false;
-    }
-    if (EMU_TSAN_ON ||
-        b.shared.size() > 32) { /* ThreadSanitizer forgets a block's accesses when memory is given back */
-        b.drop_shared();
-    }
-}
-
-void run_block(Block &b, dim3 at, dim3 dim, unsigned order) {
+void run_block(Block &b, dim3 at, dim3 dim, unsigned order, bool fresh) {
     blockIdx = {at.x, at.y, at.z};
     b.random = 0x9e3779b97f4a7c15ull * (order + 1) + at.x + 77 * at.y + 7777 * at.z;
     EMU_TSAN(std::vector<char> edge(8 * (b.order.size() + 1)); b.barrier_edge = edge.data();
              b.main_tsan = __tsan_get_current_fiber();)
-    begin_block(b, dim);
+    b.begin(dim, fresh);
     const unsigned warps = static_cast<unsigned>(b.order.size());
     for (unsigned i = 0; i < warps; i++) {
         b.order[i] = order == 1 ? warps - 1 - i : i;
@@ -434,44 +261,10 @@ void run_block(Block &b, dim3 at, dim3 dim, unsigned order) {
             resume(b.fiber[i]);
         }
     }
-    end_block(b);
+    b.end();
 }
 
-/* ------------------------------------------------------------------------------------------------- shared memory */
-
-Shared &shared(const void *key, size_t bytes, size_t align) {
-    Block &b = *block;
-    for (Shared &s : b.shared) {
-        if (s.key == key && s.bytes == bytes) {
-            if (s.used) {
-                return s;
-            }
-            s.used = true;
-            b.shared_bytes += key ? bytes : 0;
-            memset(s.at, 0xff, bytes);
-            return s;
-        }
-    }
-    Shared s = {key, bytes, nullptr, nullptr, 0, true};
-    const size_t padded = (bytes + align - 1) / align * align;
-    if (EMU_TSAN_ON) {
-        s.pages = s.at = static_cast<char *>(aligned_alloc(128, (bytes + 127) / 128 * 128));
-    } else {
-        const size_t pages = (padded + kPage - 1) / kPage * kPage;
-        s.mapped = pages + 2 * kPage;
-        void *p = mmap(nullptr, s.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED || mprotect(static_cast<char *>(p) + kPage, pages, PROT_READ | PROT_WRITE) != 0) {
-            fail("no memory for shared memory");
-        }
-        s.pages = static_cast<char *>(p);
-        s.at = s.pages + kPage + pages - padded;
-        EMU_ASAN(__asan_poison_memory_region(s.pages, s.mapped); __asan_unpoison_memory_region(s.at, bytes);)
-    }
-    memset(s.at, 0xff, bytes); /* NaN: what nobody wrote shows */
-    b.shared_bytes += key ? bytes : 0;
-    b.shared.push_back(s);
-    return b.shared.back();
-}
+/* ------------------------------------------------------------------------------------------------------- grids */
 
 /* Atomic, since a lock would order streams that nothing else does (queue.cc). */
 struct Totals {
@@ -488,17 +281,97 @@ uint64_t stride_of(uint64_t n, unsigned seed) {
     return stride;
 }
 
-const char *name_of(const void *function, std::string &buffer) {
-    Dl_info info;
-    if (dladdr(function, &info) && info.dli_sname) {
-        buffer = info.dli_sname;
-    } else {
-        buffer = "a kernel";
+} // namespace
+
+/* ------------------------------------------------------------------------------------------------------- blocks */
+
+Block::~Block() {
+    for (Shared &s : shared) {
+        s.drop();
     }
-    return buffer.c_str();
+    EMU_TSAN(for (Fiber &f
+                  : fiber) {
+        if (f.tsan) {
+            __tsan_destroy_fiber(f.tsan);
+        }
+    })
+    if (stacks) {
+        munmap(stacks, fiber.size() * (kStack + kPage));
+    }
 }
 
-} // namespace
+void Block::grow(unsigned threads) {
+    n = threads;
+    order.resize((n + 31) / 32);
+    if (n <= fiber.size()) {
+        return;
+    }
+    char *old = stacks;
+    const size_t old_bytes = fiber.size() * (kStack + kPage);
+    void *p =
+        mmap(nullptr, n * (kStack + kPage), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+        throw Error("no memory for the threads' stacks");
+    }
+    if (old) {
+        munmap(old, old_bytes);
+    }
+    stacks = static_cast<char *>(p);
+    fiber.resize(n);
+    warp.resize((n + 31) / 32);
+    for (unsigned i = 0; i < n; i++) { /* a page that can't be touched below each stack */
+        mprotect(stacks + i * (kStack + kPage), kPage, PROT_NONE);
+        fiber[i].stack = stacks + i * (kStack + kPage) + kPage;
+    }
+}
+
+void Block::begin(dim3 dim, bool fresh) {
+    alive = n;
+    arrived = 0;
+    shared_bytes = dynamic_bytes;
+    for (unsigned i = 0; i < n; i++) {
+        Fiber &f = fiber[i];
+        f.index = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
+        f.lane = i % 32;
+        f.warp = i / 32;
+        f.state = State::ready;
+        f.copies.clear();
+        f.groups.clear();
+        f.open = 0;
+        f.fenced = false;
+        f.atomics.clear();
+        f.fake_stack = nullptr;
+        Warp &w = warp[f.warp];
+        if (f.lane == 0) {
+            w.alive = w.waiting = 0;
+        }
+        w.alive |= 1u << f.lane;
+        w.lane[f.lane] = &f;
+        f.context.start(f.stack, fiber_main);
+        if (fresh) {
+            EMU_TSAN(if (f.tsan) { __tsan_destroy_fiber(f.tsan); } f.tsan = __tsan_create_fiber(0);)
+        }
+    }
+}
+
+void Block::end() {
+    for (Shared &s : shared) {
+        s.used = false;
+        if (EMU_TSAN_ON || shared.size() > 32) { /* ThreadSanitizer forgets what a block did when memory is freed */
+            s.drop();
+        }
+    }
+    if (EMU_TSAN_ON || shared.size() > 32) {
+        shared.clear();
+    }
+}
+
+uint32_t Block::rand() {
+    random ^= random << 13;
+    random ^= random >> 7;
+    random ^= random << 17;
+    return static_cast<uint32_t>(random >> 32);
+}
 
 /* ---------------------------------------------------------------------------------------------- instructions */
 
@@ -576,73 +449,6 @@ void sync_warp(unsigned mask, const char *file, int line) {
 
 unsigned living_lanes() { return block->warp[block->current->warp].alive; }
 
-void *shared_variable(const void *key, size_t bytes) {
-    Quiet quiet;
-    void *at = shared(key, bytes, 16).at;
-    if (block->shared_bytes - block->dynamic_bytes > 48 * 1024 || block->shared_bytes > 227 * 1024) {
-        fail("%zu bytes of shared memory, %zu of them dynamic: more than a block can have", block->shared_bytes,
-             block->dynamic_bytes);
-    }
-    return at;
-}
-
-void *dynamic_shared() {
-    Quiet quiet;
-    return shared(nullptr, block->dynamic_bytes, 128).at;
-}
-
-bool is_shared(const void *p, size_t bytes) {
-    const char *at = static_cast<const char *>(p);
-    for (const Shared &s : block->shared) {
-        if (s.used && at >= s.at && at + bytes <= s.at + s.bytes) {
-            return true;
-        }
-    }
-    return false;
-}
-
-void count_ldmatrix(unsigned matrices, unsigned conflicts) {
-    block->stats.ldmatrix += matrices;
-    block->stats.ldmatrix_conflicts += conflicts;
-}
-
-void copy_async(void *to, const void *from, size_t bytes, size_t source_bytes) {
-    if (!is_shared(to, bytes)) {
-        fail("cp.async: the target is not %zu bytes of shared memory", bytes);
-    }
-    if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes != 0) {
-        fail("cp.async: an address is not aligned to %zu", bytes);
-    }
-    EMU_TSAN(__tsan_write_range(to, bytes);)
-    Quiet quiet;
-    memset(to, 0xff, bytes); /* from here to the wait it holds nothing */
-    block->current->copies.push_back({to, from, bytes, source_bytes});
-    block->current->open++;
-}
-
-void copy_async_commit() {
-    Quiet quiet;
-    block->current->groups.push_back(block->current->open);
-    block->current->open = 0;
-}
-
-void copy_async_wait(size_t groups_left) {
-    Fiber &f = *block->current;
-    while (f.groups.size() > groups_left) {
-        const size_t n = f.groups.front();
-        for (size_t i = 0; i < n; i++) {
-            const Copy &c = f.copies[i];
-            EMU_TSAN(__tsan_write_range(c.to, c.bytes); __tsan_read_range(c.from, c.source_bytes);)
-            Quiet quiet;
-            memcpy(c.to, c.from, c.source_bytes);
-            memset(static_cast<char *>(c.to) + c.source_bytes, 0, c.bytes - c.source_bytes);
-        }
-        Quiet quiet;
-        f.copies.erase(f.copies.begin(), f.copies.begin() + static_cast<ptrdiff_t>(n));
-        f.groups.pop_front();
-    }
-}
-
 void fence() {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     Quiet quiet;
@@ -674,11 +480,15 @@ void after_atomic(void *p) {
 
 bool in_kernel() { return block && block->current; }
 
-void fault(cudaError_t code, const std::string &what) {
-    Block &b = *block;
-    b.error = here() + what;
-    b.code = code;
-    b.current->state = State::done; /* its frames are left as they are: kernels own nothing */
+/* Apart, so that nothing that owns memory is on the stack when it is left. */
+__attribute__((noinline)) static void note_fault(cudaError_t code, const char *what) {
+    block->error = here() + "touches " + what;
+    block->code = code;
+}
+
+void fault(cudaError_t code, const char *what) {
+    note_fault(code, what);
+    block->current->state = State::done;
     yield();
     abort();
 }
@@ -720,18 +530,19 @@ void run(const Kernel &kernel, const Options &at) {
         block = &b;
         b.body = &kernel.body;
         b.dynamic_bytes = kernel.shared_bytes;
-        b.begin = &edges[0];
-        b.end = &edges[8];
+        b.entry_edge = &edges[0];
+        b.exit_edge = &edges[8];
         b.error.clear();
         blockDim = kernel.block;
         gridDim = kernel.grid;
+        uint64_t mine = 0;
         for (uint64_t i; (i = next++) < blocks && b.error.empty();) {
             const uint64_t k = at.order == 1 ? blocks - 1 - i : i * stride % blocks;
             run_block(b,
                       dim3(static_cast<unsigned>(k % kernel.grid.x),
                            static_cast<unsigned>(k / kernel.grid.x % kernel.grid.y),
                            static_cast<unsigned>(k / kernel.grid.x / kernel.grid.y)),
-                      kernel.block, at.order);
+                      kernel.block, at.order, mine++ < kFreshBlocks);
         }
         block = nullptr;
         std::lock_guard<std::mutex> lock(mutex);
@@ -758,8 +569,7 @@ void run(const Kernel &kernel, const Options &at) {
     }
     EMU_TSAN(__tsan_acquire(&edges[8]);)
     if (!error.empty()) {
-        std::string name;
-        throw Fault(code, std::string(name_of(kernel.function, name)) + ": " + error);
+        throw Fault(code, error);
     }
 }
 
