@@ -77,6 +77,12 @@ __device__ __forceinline__ float ex2(float x) {
     return y;
 }
 
+/* x, of which the compiler then knows nothing: in a loop, what depends on it is computed again rather than kept in registers. */
+__device__ __forceinline__ uint32_t opaque(uint32_t x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 } // namespace ptx
 #endif
 #endif

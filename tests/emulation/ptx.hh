@@ -130,6 +130,7 @@ inline float ex2(float x) {
     return y < 0x1p-126f ? 0.0f : y;
 }
 
+inline uint32_t opaque(uint32_t x) { return x; }
 } // namespace ptx
 
 #endif
