@@ -296,9 +296,12 @@ perch_status cuda_linear(kernels_device *device, const kernels_weight *weight, c
 perch_status cuda_linear_f32(kernels_device *device, const kernels_weight *weight, const void *x, uint32_t n_tokens,
                              float *y, perch_error *err);
 
-/* tune.c. Fills in a plan without timing anything: as the records say, else cuBLASLt's own first choice. */
+/*
+ * tune.c. Fills in a plan without timing anything: as the records say, else cuBLASLt's own first choice; deterministic: as
+ * cuda_tune does.
+ */
 perch_status cuda_tune_guess(kernels_device *device, gemm_shape *shape, gemm_kind kind, uint32_t n_rows,
-                             gemm_plan **out, perch_error *err);
+                             perch_error *err);
 /* Fills in the plans that steps within these limits need, by timing where the records lack them; writes the records. */
 perch_status cuda_tune(kernels_device *device, const kernels_limits *limits, perch_error *err);
 
@@ -316,6 +319,8 @@ perch_status cuda_kv_open(kernels_device *device, const kernels_kv *kv, perch_er
 void cuda_kv_close(kernels_device *device);
 kv_view cuda_kv_slot(const kernels_device *device, uint32_t slot);
 perch_status cuda_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
+/* Waits until pages that kv_execute was told to map can be reached by what is queued next. */
+perch_status cuda_kv_settle(kernels_device *device, perch_error *err);
 
 /* mapper.c. Commands are MAP and UNMAP, in range. */
 perch_status cuda_mapper_open(kernels_device *device, cuda_mapper **out, perch_error *err);

@@ -237,7 +237,7 @@ static perch_status queue_product(kernels_device *device, const kernels_weight *
     }
     gemm_plan *plan = &shape->plans[kind][device->deterministic ? 0 : cuda_gemm_bucket(n_rows)];
     if (plan->path == GEMM_UNKNOWN) {
-        status = cuda_tune_guess(device, shape, kind, n_rows, &plan, err);
+        status = cuda_tune_guess(device, shape, kind, n_rows, err);
     }
     if (status != PERCH_OK || plan->path == GEMM_LT) {
         return status == PERCH_OK ? queue_lt(device, weight, kind, plan, bias, x, n_rows, y, err) : status;

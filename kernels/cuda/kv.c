@@ -4,7 +4,8 @@
  * TABLE: the pages are one allocation, and each slot has a table of its groups' addresses in device memory.
  *
  * Data is ordered by the compute stream: a copy of a page stands there between the steps before and after it, and so do the
- * changes of tables. Mappings are not; the step waits for them in `begin`.
+ * changes of tables. Mappings are not: whoever queues what may touch a slot waits for them first (cuda_kv_settle), which is
+ * `begin`, upload and download.
  */
 #include "kernels/cuda/device.h"
 
@@ -284,4 +285,8 @@ perch_status cuda_kv_execute(kernels_device *device, const kv_command *commands,
         i += length;
     }
     return status;
+}
+
+perch_status cuda_kv_settle(kernels_device *device, perch_error *err) {
+    return device->kv.mapper != NULL ? cuda_mapper_wait(device->kv.mapper, err) : PERCH_OK;
 }

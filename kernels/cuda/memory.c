@@ -190,6 +190,9 @@ perch_status cuda_upload(kernels_device *device, void *to, const void *from_host
     uint64_t fence;
     perch_status status = cuda_enter(device, err);
     if (status == PERCH_OK) {
+        status = cuda_kv_settle(device, err);
+    }
+    if (status == PERCH_OK) {
         status = cuda_send(device, to, from_host, bytes, err);
     }
     if (status == PERCH_OK) {
@@ -203,6 +206,9 @@ perch_status cuda_download(kernels_device *device, void *to_host, const void *fr
     void *piece = NULL;
     uint64_t fence = 0;
     perch_status status = cuda_enter(device, err);
+    if (status == PERCH_OK) {
+        status = cuda_kv_settle(device, err);
+    }
     for (size_t begun = 0, done = 0; done < bytes && status == PERCH_OK;) {
         const void *arriving = piece;
         uint64_t arriving_fence = fence;

@@ -182,8 +182,8 @@ perch_status cuda_begin(kernels_device *device, uint32_t lane_index, const kerne
     bool is_graph = choose_size(device, batch, graph_key, pass);
     size_t bytes = fill_block(device, lane, batch, is_graph, pass);
     status = send_beside(device, lane, lane->block, lane->host_block, bytes, err);
-    if (status == PERCH_OK && device->kv.mapper != NULL) {
-        status = cuda_mapper_wait(device->kv.mapper, err);
+    if (status == PERCH_OK) {
+        status = cuda_kv_settle(device, err);
     }
     if (status != PERCH_OK) {
         return status;

@@ -15,7 +15,7 @@
 #define ASKED 8           /* algorithms asked for at a time */
 #define MAX_CANDIDATES 32 /* deterministic: of several numbers of rows */
 /* Weights of fewer elements are read in no time, whatever the algorithm. */
-#define MIN_TIMED_ELEMENTS ((size_t)1 << 20)
+#define MIN_TIMED_ELEMENTS ((size_t)1 << 18)
 #define MAX_TIMED_ROWS 8192u
 /* Rows that a deterministic algorithm must do where no limits are known. */
 #define DEFAULT_ROWS 512u
@@ -67,6 +67,12 @@ static uint32_t next_rows(uint32_t n, uint32_t most) {
     return n >= most ? 0 : next < most ? next : most;
 }
 
+/* The most rows that a deterministic algorithm has to do. */
+static uint32_t most_rows(const kernels_device *device, uint32_t n_rows) {
+    const uint32_t most = device->reserved ? device->limits.max_step_tokens : DEFAULT_ROWS;
+    return most > n_rows ? most : n_rows;
+}
+
 static bool fits(kernels_device *device, gemm_shape *shape, gemm_kind kind, const cublasLtMatmulAlgo_t *algo,
                  uint32_t n_rows) {
     if (!device->deterministic) {
@@ -76,8 +82,7 @@ static bool fits(kernels_device *device, gemm_shape *shape, gemm_kind kind, cons
     if (!is_unsplit(algo)) {
         return false;
     }
-    uint32_t most = device->reserved ? device->limits.max_step_tokens : DEFAULT_ROWS;
-    most = most > n_rows ? most : n_rows;
+    const uint32_t most = most_rows(device, n_rows);
     for (uint32_t n = next_rows(0, most); n > 0; n = next_rows(n, most)) {
         if (!runs(device, shape, kind, algo, n)) {
             return false;
@@ -122,7 +127,7 @@ static bool small_can(const kernels_device *device, const gemm_shape *shape, uin
     return !device->deterministic && n_rows <= CUDA_SMALL_GEMM_ROWS && shape->n_in % 8 == 0;
 }
 
-/* --- plans without timing */
+/* --- what the file had */
 
 static gemm_record record_of(const kernels_device *device, const gemm_shape *shape, gemm_kind kind, uint32_t bucket) {
     return (gemm_record){.n_out = shape->n_out,
@@ -143,29 +148,6 @@ static bool recall(kernels_device *device, gemm_shape *shape, gemm_kind kind, ui
     }
     *plan = (gemm_plan){.path = (gemm_path)found->path, .algo = found->algo};
     return true;
-}
-
-perch_status cuda_tune_guess(kernels_device *device, gemm_shape *shape, gemm_kind kind, uint32_t n_rows,
-                             gemm_plan **out, perch_error *err) {
-    gemm_plan *plan = &shape->plans[kind][device->deterministic ? 0 : cuda_gemm_bucket(n_rows)];
-    candidates c = {.n = 0};
-    *out = plan;
-    if (recall(device, shape, kind, n_rows, plan)) {
-        return PERCH_OK;
-    }
-    perch_status status = ask(device, shape, kind, device->deterministic ? DEFAULT_ROWS : n_rows, &c, err);
-    if (status != PERCH_OK) {
-        return status;
-    }
-    if (c.n > 0) {
-        *plan = (gemm_plan){.path = GEMM_LT, .algo = c.algo[0]};
-    } else if (small_can(device, shape, n_rows)) {
-        *plan = (gemm_plan){.path = GEMM_SMALL};
-    } else {
-        return err_set(err, PERCH_E_UNSUPPORTED, "cuBLASLt has no%s algorithm for %u rows and a weight of %u x %u",
-                       device->deterministic ? " deterministic" : "", n_rows, shape->n_out, shape->n_in);
-    }
-    return PERCH_OK;
 }
 
 /* --- timing */
@@ -372,7 +354,7 @@ static perch_status tune_deterministic(kernels_device *device, gemm_shape *shape
     return status;
 }
 
-/* --- all of a model's */
+/* --- plans */
 
 /* The residual stream's width: what the embedding's rows have. 0: no weight looks like one. */
 static uint32_t hidden_size(const kernels_device *device, uint32_t vocab_size) {
@@ -429,23 +411,23 @@ static perch_status bench_open(kernels_device *device, const gemm_shape *shape, 
     return status;
 }
 
-static perch_status tune_shape(kernels_device *device, gemm_shape *shape, gemm_kind kind, uint32_t most_rows,
-                               bool *learned, perch_error *err) {
+static perch_status tune_shape(kernels_device *device, gemm_shape *shape, gemm_kind kind, uint32_t most, bool *learned,
+                               perch_error *err) {
     bench b = {0};
     perch_status status = PERCH_OK;
     const bool is_small = (size_t)shape->n_out * shape->n_in < MIN_TIMED_ELEMENTS;
     if (weight_of(device->weights, shape) == NULL || (is_small && !device->deterministic)) {
         return PERCH_OK;
     }
-    const uint32_t last = device->deterministic ? 0 : cuda_gemm_bucket(most_rows);
+    const uint32_t last = device->deterministic ? 0 : cuda_gemm_bucket(most);
     for (uint32_t bucket = 0; bucket <= last && status == PERCH_OK; bucket++) {
-        const uint32_t n_rows = device->deterministic ? most_rows : 1u << bucket;
+        const uint32_t n_rows = device->deterministic ? most : 1u << bucket;
         if (shape->plans[kind][bucket].path != GEMM_UNKNOWN ||
             recall(device, shape, kind, n_rows, &shape->plans[kind][bucket])) {
             continue;
         }
         if (b.x == NULL) {
-            status = bench_open(device, shape, device->deterministic ? most_rows : 1u << last, &b, err);
+            status = bench_open(device, shape, device->deterministic ? most : 1u << last, &b, err);
         }
         if (status == PERCH_OK && device->deterministic) {
             status = tune_deterministic(device, shape, kind, &b, err);
@@ -461,6 +443,33 @@ static perch_status tune_shape(kernels_device *device, gemm_shape *shape, gemm_k
     }
     bench_close(&b);
     return status;
+}
+
+perch_status cuda_tune_guess(kernels_device *device, gemm_shape *shape, gemm_kind kind, uint32_t n_rows,
+                             perch_error *err) {
+    gemm_plan *plan = &shape->plans[kind][device->deterministic ? 0 : cuda_gemm_bucket(n_rows)];
+    candidates c = {.n = 0};
+    bool learned = false;
+    if (device->deterministic) { /* nothing is used that was not tried out */
+        uint32_t most = most_rows(device, n_rows);
+        return tune_shape(device, shape, kind, most, &learned, err);
+    }
+    if (recall(device, shape, kind, n_rows, plan)) {
+        return PERCH_OK;
+    }
+    perch_status status = ask(device, shape, kind, n_rows, &c, err);
+    if (status != PERCH_OK) {
+        return status;
+    }
+    if (c.n > 0) {
+        *plan = (gemm_plan){.path = GEMM_LT, .algo = c.algo[0]};
+    } else if (small_can(device, shape, n_rows)) {
+        *plan = (gemm_plan){.path = GEMM_SMALL};
+    } else {
+        return err_set(err, PERCH_E_UNSUPPORTED, "cuBLASLt has no algorithm for %u rows and a weight of %u x %u",
+                       n_rows, shape->n_out, shape->n_in);
+    }
+    return PERCH_OK;
 }
 
 perch_status cuda_tune(kernels_device *device, const kernels_limits *limits, perch_error *err) {

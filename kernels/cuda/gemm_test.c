@@ -1,0 +1,391 @@
+/*
+ * Matrix products: right for every kind, type and number of rows; deterministic to the bit whatever the number of rows; and the
+ * choice of algorithms, which is made once and kept in a file.
+ */
+#include "kernels/cuda/backend_testing.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* --- data */
+
+typedef struct operands {
+    kernels_dtype dtype;
+    uint32_t n_out, n_in, n_rows;
+    float *w, *x, *bias, *y0; /* what the device has: y0 is there before an addition */
+    kernels_weight *weight;
+    void *x_on, *bias_on, *y_on;
+} operands;
+
+static float *random_values(test_rng *rng, size_t n) {
+    float *values = malloc((n > 0 ? n : 1) * sizeof *values);
+    CU_ASSERT_FATAL(values != NULL);
+    for (size_t i = 0; i < n; i++) {
+        values[i] = ((float)test_rng_below(rng, 33) - 16) / 16;
+    }
+    return values;
+}
+
+static void upload_acts(kernels_device *device, kernels_dtype dtype, void *to, const float *values, size_t n) {
+    uint16_t *acts = malloc(n * sizeof *acts);
+    for (size_t i = 0; i < n; i++) {
+        acts[i] = testing_act(dtype, values[i]);
+    }
+    CHECK_OK(cuda()->upload(device, to, acts, n * sizeof *acts, ERR));
+    free(acts);
+}
+
+static operands operands_open(kernels_device *device, test_rng *rng, kernels_dtype dtype, uint32_t n_out, uint32_t n_in,
+                              uint32_t n_rows) {
+    operands o = {.dtype = dtype, .n_out = n_out, .n_in = n_in, .n_rows = n_rows};
+    o.w = random_values(rng, (size_t)n_out * n_in);
+    o.x = random_values(rng, (size_t)n_rows * n_in);
+    o.bias = random_values(rng, n_out);
+    o.y0 = random_values(rng, (size_t)n_rows * n_out);
+    CHECK_OK(cuda()->weight_create(device, n_out, n_in, &o.weight, ERR));
+    CHECK_OK(cuda()->weight_set_rows(device, o.weight, 0, n_out, KERNELS_F32, o.w, ERR));
+    CHECK_OK(cuda()->alloc(device, (size_t)n_rows * n_in * 2, &o.x_on, ERR));
+    CHECK_OK(cuda()->alloc(device, n_out * sizeof(float), &o.bias_on, ERR));
+    CHECK_OK(cuda()->alloc(device, (size_t)n_rows * n_out * sizeof(float), &o.y_on, ERR));
+    upload_acts(device, dtype, o.x_on, o.x, (size_t)n_rows * n_in);
+    CHECK_OK(cuda()->upload(device, o.bias_on, o.bias, n_out * sizeof(float), ERR));
+    return o;
+}
+
+static void operands_close(kernels_device *device, operands *o) {
+    cuda()->weight_destroy(device, o->weight);
+    cuda()->free(device, o->x_on);
+    cuda()->free(device, o->bias_on);
+    cuda()->free(device, o->y_on);
+    free(o->w);
+    free(o->x);
+    free(o->bias);
+    free(o->y0);
+}
+
+/* One product of the first n rows; its result as float. */
+static void product(kernels_device *device, const operands *o, gemm_kind kind, bool with_bias, uint32_t n, float *y) {
+    const size_t n_values = (size_t)n * o->n_out;
+    const float *bias = with_bias ? o->bias_on : NULL;
+    if (kind == GEMM_ADD) {
+        CHECK_OK(cuda()->upload(device, o->y_on, o->y0, n_values * sizeof *y, ERR));
+    }
+    perch_status status = kind == GEMM_F32
+                              ? cuda()->linear_f32(device, o->weight, o->x_on, n, o->y_on, ERR)
+                              : cuda()->linear(device, o->weight, bias, o->x_on, n, o->y_on, kind == GEMM_ADD, ERR);
+    CHECK_OK(status);
+    if (kind == GEMM_ACT) {
+        uint16_t *acts = malloc(n_values * sizeof *acts);
+        CHECK_OK(cuda()->download(device, acts, o->y_on, n_values * sizeof *acts, ERR));
+        for (size_t i = 0; i < n_values; i++) {
+            y[i] = testing_value(o->dtype, acts[i]);
+        }
+        free(acts);
+    } else {
+        CHECK_OK(cuda()->download(device, y, o->y_on, n_values * sizeof *y, ERR));
+    }
+}
+
+/* The largest error, in units of what rounding may do: inputs are exact, sums are of at most n_in + 2 roundings. */
+static double worst(const operands *o, gemm_kind kind, bool with_bias, uint32_t n, const float *y) {
+    const double unit = o->dtype == KERNELS_BF16 ? 0x1p-8 : 0x1p-11;
+    double most = 0;
+    for (size_t t = 0; t < n; t++) {
+        for (size_t k = 0; k < o->n_out; k++) {
+            double sum = kind == GEMM_ADD ? (double)o->y0[t * o->n_out + k] : 0, magnitude = fabs(sum);
+            if (with_bias && kind != GEMM_F32) {
+                sum += (double)o->bias[k];
+                magnitude += fabs((double)o->bias[k]);
+            }
+            for (size_t i = 0; i < o->n_in; i++) {
+                double p = (double)o->w[k * o->n_in + i] * (double)o->x[t * o->n_in + i];
+                sum += p;
+                magnitude += fabs(p);
+            }
+            double allowed = magnitude * (o->n_in + 2) * 0x1p-24 + 1e-30;
+            /* Activations are rounded once, and again where the bias is added behind. */
+            allowed += kind == GEMM_ACT ? 2 * unit * (fabs(sum) + fabs((double)o->bias[k])) : 0;
+            double error = fabs((double)y[t * o->n_out + k] - sum) / allowed;
+            most = error <= most ? most : error; /* NaN is worse than all */
+        }
+    }
+    return most;
+}
+
+/* --- right */
+
+static void products_are_right(void) {
+    static const uint32_t row_counts[] = {1, 2, 5, 16, 17, 40};
+    uint64_t seed = test_seed(5);
+    test_rng rng = {seed};
+    for (int round = 0; round < 4; round++) {
+        const kernels_config config = {.dtype = round % 2 == 0 ? KERNELS_BF16 : KERNELS_F16,
+                                       .deterministic = round >= 2};
+        testing_reset(seed + (uint64_t)round);
+        kernels_device *device = testing_open(&config);
+        if (device == NULL) {
+            return;
+        }
+        for (int shape = 0; shape < 4; shape++) {
+            uint32_t n_out = 1 + (uint32_t)test_rng_below(&rng, 70),
+                     n_in = 8 * (1 + (uint32_t)test_rng_below(&rng, 12));
+            operands o = operands_open(device, &rng, config.dtype, n_out, n_in, 40);
+            float *y = malloc((size_t)40 * n_out * sizeof *y);
+            for (size_t i = 0; i < sizeof row_counts / sizeof row_counts[0]; i++) {
+                for (int kind = 0; kind < GEMM_KINDS; kind++) {
+                    for (int with_bias = 0; with_bias < 2; with_bias++) {
+                        uint32_t n = row_counts[i];
+                        product(device, &o, (gemm_kind)kind, with_bias, n, y);
+                        double error = worst(&o, (gemm_kind)kind, with_bias, n, y);
+                        CHECK_MSG(error <= 1,
+                                  "seed %" PRIu64 ", %u x %u, %u rows, kind %d, bias %d: %.3g times too far off", seed,
+                                  n_out, n_in, n, kind, with_bias, error);
+                    }
+                }
+            }
+            CHECK_OK(cuda()->linear(device, o.weight, NULL, o.x_on, 0, o.y_on, false, ERR)); /* nothing is fine */
+            free(y);
+            operands_close(device, &o);
+        }
+        testing_close(device);
+    }
+}
+
+/* Rows of any type, set piece by piece and of odd widths, are what an unrounded copy of them would be. */
+static void rows_are_stored_as_they_are(void) {
+    static const kernels_dtype types[] = {KERNELS_BF16, KERNELS_F16};
+    test_rng rng = {test_seed(6)};
+    for (size_t d = 0; d < 4; d++) {
+        const kernels_config config = {.dtype = types[d / 2]};
+        testing_reset(d);
+        kernels_device *device = testing_open(&config);
+        if (device == NULL) {
+            return;
+        }
+        const uint32_t n_out = 37, n_in = 11 + (uint32_t)d;
+        const size_t n = (size_t)n_out * n_in;
+        float *values = random_values(&rng, n);
+        uint16_t *halves = malloc(n * sizeof *halves), *stored = malloc(n * sizeof *stored);
+        kernels_weight *weight = NULL;
+        CHECK_OK(cuda()->weight_create(device, n_out, n_in, &weight, ERR));
+        for (size_t i = 0; i < n; i++) {
+            halves[i] = testing_act(types[d % 2], values[i]);
+        }
+        for (uint32_t first = 0; first < n_out;) {
+            uint32_t rows = 1 + (uint32_t)test_rng_below(&rng, 9);
+            rows = rows < n_out - first ? rows : n_out - first;
+            bool as_float = test_rng_below(&rng, 2) == 0;
+            const void *from = as_float ? (const void *)(values + (size_t)first * n_in) : halves + (size_t)first * n_in;
+            CHECK_OK(
+                cuda()->weight_set_rows(device, weight, first, rows, as_float ? KERNELS_F32 : types[d % 2], from, ERR));
+            first += rows;
+        }
+        CHECK_OK(cuda()->download(device, stored, weight->data, n * sizeof *stored, ERR));
+        for (size_t i = 0; i < n; i++) {
+            CU_ASSERT(stored[i] == testing_act(config.dtype, values[i]));
+        }
+        CHECK_ERROR(cuda()->weight_set_rows(device, weight, 36, 2, KERNELS_F32, values, ERR), PERCH_E_INVALID,
+                    "rows 36..38");
+        CHECK_OK(cuda()->weight_set_rows(device, weight, 37, 0, KERNELS_F32, values, ERR));
+        free(values);
+        free(halves);
+        free(stored);
+        testing_close(device);
+    }
+}
+
+/* --- plans */
+
+static const kernels_limits limits = {.max_step_tokens = 40,
+                                      .max_batch_size = 4,
+                                      .max_logit_rows = 6,
+                                      .vocab_size = 50,
+                                      .session_len = 64,
+                                      .n_heads = 2,
+                                      .layout = {.n_layers = 1, .n_kv_heads = 1, .head_dim = 16, .element_bytes = 2}};
+
+/* Every row has the same bits among any number of rows, wherever it stands, with and without a plan made beforehand. */
+static void deterministic_rows_do_not_know_one_another(void) {
+    for (uint64_t round = 0; round < 4; round++) {
+        test_rng rng = {test_seed(7) + round};
+        const kernels_config config = {.dtype = round % 2 == 0 ? KERNELS_BF16 : KERNELS_F16, .deterministic = true};
+        testing_reset(round);
+        kernels_device *device = testing_open(&config);
+        if (device == NULL) {
+            return;
+        }
+        const uint32_t n_out = round == 0 ? 50 : 33, n_in = 96;
+        operands o = operands_open(device, &rng, config.dtype, n_out, n_in, 40);
+        const size_t row_bytes = n_out * sizeof(float);
+        float *all = malloc(40 * row_bytes), *some = malloc(40 * row_bytes);
+        if (round < 2) {
+            CHECK_OK(cuda()->async->reserve(device, &limits, ERR));
+        }
+        for (int kind = 0; kind < GEMM_KINDS; kind++) {
+            product(device, &o, (gemm_kind)kind, kind == GEMM_ACT, 40, all);
+            for (uint32_t n = 1; n < 40; n += 1 + n / 6) {
+                product(device, &o, (gemm_kind)kind, kind == GEMM_ACT, n, some);
+                CHECK_MSG(memcmp(all, some, n * row_bytes) == 0,
+                          "round %" PRIu64 ", kind %d: %u rows have other bits than 40", round, kind, n);
+            }
+        }
+        free(all);
+        free(some);
+        operands_close(device, &o);
+        testing_close(device);
+    }
+}
+
+static char folder[64];
+
+static size_t files_in_folder(char *name, size_t cap) {
+    size_t n = 0;
+    DIR *dir = opendir(folder);
+    for (struct dirent *entry = dir ? readdir(dir) : NULL; entry != NULL; entry = readdir(dir)) {
+        if (entry->d_name[0] != '.') {
+            snprintf(name, cap, "%s/%.200s", folder, entry->d_name);
+            n++;
+        }
+    }
+    if (dir) {
+        closedir(dir);
+    }
+    return n;
+}
+
+/* Opens a device with weights large enough to be timed, and reserves it. Calls of cuBLASLt's product, where they are counted. */
+static uint64_t reserve_large(bool deterministic, const char *cache_dir, float *y) {
+    const kernels_config config = {.dtype = KERNELS_BF16, .deterministic = deterministic, .cache_dir = cache_dir};
+    const kernels_limits few = {.max_step_tokens = 2,
+                                .max_batch_size = 2,
+                                .max_logit_rows = 2,
+                                .vocab_size = 50,
+                                .session_len = 64,
+                                .n_heads = 2,
+                                .layout = limits.layout};
+    uint64_t n_products = 0;
+    test_rng rng = {3};
+    testing_reset(1);
+    kernels_device *device = testing_open(&config);
+    if (device == NULL) {
+        return 0;
+    }
+    operands o = operands_open(device, &rng, KERNELS_BF16, 512, 512, 2);
+    CHECK_OK(cuda()->async->reserve(device, &few, ERR));
+#ifdef PERCH_EMULATED
+    n_products = emulation_calls("cublasLtMatmul") + emulation_calls("cudaLaunchKernel");
+#endif
+    product(device, &o, GEMM_ACT, false, 2, y);
+    operands_close(device, &o);
+    testing_close(device);
+    return n_products;
+}
+
+static void plans_are_kept_in_a_file(void) {
+    float *first = malloc(2 * 512 * sizeof *first), *again = malloc(2 * 512 * sizeof *again);
+    char parent[32] = "/tmp/perch-gemm-XXXXXX", name[300] = "", kept[300] = "", text[4096];
+    CU_ASSERT_FATAL(mkdtemp(parent) != NULL);
+    snprintf(folder, sizeof folder, "%s/a/b", parent); /* made on the way */
+    uint64_t timed = reserve_large(false, folder, first);
+    CHECK_MSG(files_in_folder(kept, sizeof kept) == 1, "%zu files", files_in_folder(kept, sizeof kept));
+    uint64_t found = reserve_large(false, folder, again);
+    CU_ASSERT(memcmp(first, again, 2 * 512 * sizeof *first) == 0);
+#ifdef PERCH_EMULATED
+    CHECK_MSG(timed > found + 20, "%" PRIu64 " products to find out, %" PRIu64 " with the file", timed, found);
+#else
+    (void)timed, (void)found;
+#endif
+    FILE *file = fopen(kept, "r");
+    CU_ASSERT_FATAL(file != NULL);
+    size_t bytes = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[bytes] = '\0';
+    CHECK_MSG(strncmp(text, "perch gemm 1\n", 13) == 0 && strstr(text, "bf16 - 512 512 act 0 ") != NULL &&
+                  strstr(text, "bf16 - 512 512 act 1 ") != NULL,
+              "%s", text);
+    reserve_large(true, folder, again); /* has plans of its own, in the same file */
+    file = fopen(kept, "r");
+    CU_ASSERT_FATAL(file != NULL);
+    bytes = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[bytes] = '\0';
+    CU_ASSERT(strstr(text, "bf16 - 512 512 act 1 ") != NULL && strstr(text, "bf16 det 512 512 act 0 lt ") != NULL);
+
+    /* What is no such file is as if it weren't there, and is replaced. */
+    const char *const wrong[] = {"",
+                                 "perch gemm 1\n",
+                                 "perch gemm 2\nsomething\n",
+                                 "%s\ngarbage\n",
+                                 "%s\nbf16 - 512 512 act 0 lt 12 34\n",
+                                 "%s\nbf16 - 512 512 act 99 small\n",
+                                 "%s\nbf16 - 512 512 act 0 lt 0 0 0 0 0 0 0 0\n"};
+    char head[600];
+    char *second_line = strchr(text, '\n') + 1;
+    *strchr(second_line, '\n') = '\0';
+    snprintf(head, sizeof head, "perch gemm 1\n%s", second_line);
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        file = fopen(kept, "w");
+        CU_ASSERT_FATAL(file != NULL);
+        const char *rest = strncmp(wrong[i], "%s", 2) == 0 ? wrong[i] + 2 : NULL;
+        fprintf(file, "%s%s", rest ? head : wrong[i], rest ? rest : "");
+        fclose(file);
+        (void)reserve_large(false, folder, again);
+        CU_ASSERT(memcmp(first, again, 2 * 512 * sizeof *first) == 0);
+        uint64_t once_more = reserve_large(false, folder, again);
+        CHECK_MSG(once_more <= found, "file %zu was not replaced: %" PRIu64 " products", i, once_more);
+    }
+    CU_ASSERT(files_in_folder(name, sizeof name) == 1);
+    unlink(kept);
+    rmdir(folder);
+    snprintf(folder, sizeof folder, "%s/a", parent);
+    rmdir(folder);
+    rmdir(parent);
+    free(first);
+    free(again);
+}
+
+/* Where the file can't be written nothing is wrong. */
+static void a_folder_that_cannot_be_had_is_no_error(void) {
+    float *y = malloc(2 * 512 * sizeof *y);
+    (void)reserve_large(false, "/dev/null/perch", y);
+    (void)reserve_large(true, NULL, y);
+    free(y);
+}
+
+/* A product is done by the same plan after reserve as before, and reserve takes back what it tried with. */
+static void reserve_gives_back_what_it_tried_with(void) {
+    for (int deterministic = 0; deterministic < 2; deterministic++) {
+        const kernels_config config = {.dtype = KERNELS_BF16, .deterministic = deterministic};
+        test_rng rng = {4};
+        uint64_t before = 0, after = 0;
+        testing_reset(1);
+        kernels_device *device = testing_open(&config);
+        if (device == NULL) {
+            return;
+        }
+        operands o = operands_open(device, &rng, KERNELS_BF16, 600, 480, 1);
+        CHECK_OK(cuda()->free_bytes(device, &before, ERR));
+        CHECK_OK(cuda()->async->reserve(device, &limits, ERR));
+        CHECK_OK(cuda()->free_bytes(device, &after, ERR));
+        CHECK_MSG(before - after <= cuda()->async->reserve_bytes(device, &limits),
+                  "%" PRIu64 " bytes were taken, %" PRIu64 " planned", before - after,
+                  cuda()->async->reserve_bytes(device, &limits));
+        CHECK_ERROR(cuda()->async->reserve(device, &limits, ERR), PERCH_E_INVALID, "reserved already");
+        operands_close(device, &o);
+        testing_close(device);
+    }
+}
+
+int main(int argc, char **argv) {
+    static const test_case tests[] = {
+        {"products_are_right", products_are_right},
+        {"rows_are_stored_as_they_are", rows_are_stored_as_they_are},
+        {"deterministic_rows_do_not_know_one_another", deterministic_rows_do_not_know_one_another},
+        {"plans_are_kept_in_a_file", plans_are_kept_in_a_file},
+        {"a_folder_that_cannot_be_had_is_no_error", a_folder_that_cannot_be_had_is_no_error},
+        {"reserve_gives_back_what_it_tried_with", reserve_gives_back_what_it_tried_with},
+    };
+    return test_main("cuda_gemm_test", tests, sizeof tests / sizeof tests[0], argc, argv);
+}
