@@ -141,7 +141,7 @@ typedef struct kernels_chosen {
     float logit;    /* the model's, of that token */
     float best;     /* the row's largest; NaN counts as -inf */
     uint32_t n_top; /* sampling->n_logprobs, at most vocab_size */
-    uint64_t total; /* sum over the row in fixed point (base/sampling_math.h); if log-probabilities are wanted */
+    uint64_t total; /* sum over the row in fixed point (base/sampling_math.h); 0 unless log-probabilities are wanted */
     int32_t top_token[KERNELS_MAX_TOP]; /* best first, ties by id */
     float top_logit[KERNELS_MAX_TOP];
 } kernels_chosen;

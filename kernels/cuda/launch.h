@@ -156,8 +156,9 @@ size_t cuda_choose_scratch_bytes(uint32_t max_choices, uint32_t vocab_size);
 
 /*
  * chosen[i] for i < n from logits float [rows][vocab_size] (unchanged). choices, bans (int32), history (int32 [slots][session_len]),
- * chosen: device. needs: the union of the choices'; what is not in it is not launched. scratch is zeroed once by the caller; each
- * call leaves it as it found it. cudaErrorInvalidValue: vocab_size is 0 or above SAMPLING_MAX_VOCAB.
+ * chosen: device. needs: the union of the choices'; what is not in it is not launched. scratch is zeroed once by the caller, then for
+ * calls in one stream; what a call needs zeroed the one before it left so. cudaErrorInvalidValue: vocab_size is 0 or above
+ * SAMPLING_MAX_VOCAB.
  */
 cudaError_t cuda_choose(cudaStream_t stream, const float *logits, uint32_t vocab_size, const cuda_choice *choices,
                         const int32_t *bans, uint32_t n, uint32_t needs, const int32_t *history, uint32_t session_len,

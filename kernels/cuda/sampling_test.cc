@@ -4,6 +4,8 @@
 
 #include "base/sampling_math.h"
 
+#include <cstdio>
+
 extern "C" {
 #include "engine/sampler.h"
 #include "engine/sampler_reference_testing.h"
@@ -463,6 +465,74 @@ void test_sizes_that_are_refused() {
     CU_ASSERT_EQUAL(cuda_choose_scratch_bytes(6, 1000), 6 * cuda_choose_scratch_bytes(1, 1000));
 }
 
+#ifndef SIMT_EMULATE
+/* Microseconds of one launch of n choices on a vocabulary as large models have it; the parameters are the caller's. */
+double launch_us(uint32_t n, const perch_sampling &sampling, bool flat) {
+    constexpr uint32_t VOCAB = 128256, ROUNDS = 50;
+    test_rng rng = {1};
+    std::vector<float> row(VOCAB), logits;
+    for (float &logit : row) {
+        logit = static_cast<float>((test_rng_unit(&rng) + test_rng_unit(&rng) + test_rng_unit(&rng) - 1.5) *
+                                   (flat ? 0.5 : 5));
+    }
+    row[777] += flat ? 0 : 10;
+    std::vector<cuda_choice> choices(n);
+    for (uint32_t i = 0; i < n; i++) {
+        kernels_choice choice = {i, i % SLOTS, 0, 10, SESSION_LEN, &sampling, nullptr, 0, false};
+        cuda_choice_fill(&choice, VOCAB, 0, &choices[i], nullptr);
+        logits.insert(logits.end(), row.begin(), row.end());
+    }
+    device_array<float> device_logits(logits);
+    device_array<cuda_choice> device_choices(choices);
+    device_array<int32_t> history(std::vector<int32_t>(SLOTS * SESSION_LEN, 5)), bans(1);
+    device_array<uint8_t> scratch(cuda_choose_scratch_bytes(n, VOCAB));
+    device_array<kernels_chosen> chosen(n);
+    cudaEvent_t begin, end;
+    float ms = 0;
+    CHECK_CUDA(cudaMemset(scratch.p, 0, scratch.n));
+    CHECK_CUDA(cudaEventCreate(&begin));
+    CHECK_CUDA(cudaEventCreate(&end));
+    for (uint32_t round = 0; round < 2 * ROUNDS; round++) { /* the first half warms up */
+        if (round == ROUNDS) {
+            CHECK_CUDA(cudaEventRecord(begin, nullptr));
+        }
+        CHECK_CUDA(cuda_choose(nullptr, device_logits.p, VOCAB, device_choices.p, bans.p, n, choices[0].needs,
+                               history.p, SESSION_LEN, scratch.p, chosen.p));
+    }
+    CHECK_CUDA(cudaEventRecord(end, nullptr));
+    CHECK_CUDA(cudaEventSynchronize(end));
+    CHECK_CUDA(cudaEventElapsedTime(&ms, begin, end));
+    CHECK_CUDA(cudaEventDestroy(begin));
+    CHECK_CUDA(cudaEventDestroy(end));
+    return static_cast<double>(ms) * 1000 / ROUNDS;
+}
+
+/* Prints what tells whether a step waits for its choices; fails where that is far from what one reading of the logits takes. */
+void test_how_long_a_launch_takes() {
+    struct {
+        const char *name;
+        double temperature, top_p, repetition;
+        int32_t top_k;
+        uint32_t n_top;
+    } ways[] = {{"greedy", 0, 1, 1, 0, 0},        {"temperature", 0.8, 1, 1, 0, 0}, {"top-k 40", 0.8, 1, 1, 40, 0},
+                {"top-p 0.9", 0.8, 0.9, 1, 0, 0}, {"both", 0.8, 0.9, 1, 40, 0},     {"repetition", 0.8, 0.9, 1.1, 0, 0},
+                {"5 of the best", 0, 1, 1, 0, 5}};
+    for (bool flat : {false, true}) {
+        for (auto way : ways) {
+            perch_sampling p = plain_sampling(way.temperature);
+            p.top_p = way.top_p;
+            p.repetition_penalty = way.repetition;
+            p.top_k = way.top_k;
+            p.n_logprobs = way.n_top;
+            double one = launch_us(1, p, flat), many = launch_us(256, p, flat);
+            printf("     %-6s %-14s 1 row %7.1f us, 256 rows %8.1f us\n", flat ? "flat" : "peaked", way.name, one,
+                   many);
+            CHECK_MSG(one < 500 && many < 5000, "%s: %g us, 256 rows %g us", way.name, one, many);
+        }
+    }
+}
+#endif
+
 } // namespace
 
 int main(int argc, char **argv) {
@@ -478,6 +548,9 @@ int main(int argc, char **argv) {
         {"what_a_choice_needs", test_what_a_choice_needs},
         {"what_a_choice_is_filled_with", test_what_a_choice_is_filled_with},
         {"sizes_that_are_refused", test_sizes_that_are_refused},
+#ifndef SIMT_EMULATE
+        {"how_long_a_launch_takes", test_how_long_a_launch_takes},
+#endif
     };
     return test_main("sampling", tests, sizeof tests / sizeof tests[0], argc, argv);
 }
