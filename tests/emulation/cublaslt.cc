@@ -51,10 +51,11 @@ struct Algorithm {
     uint64_t min_columns;
     bool bias;                /* has an epilogue with one */
     uint64_t variant_columns; /* from so many columns on, twice the lanes; 0: never */
+    int64_t row_multiple;     /* a row's elements must be a multiple of it: 8 where rows are copied by 16 bytes */
 };
 constexpr Algorithm algorithms[] = {
-    {8, 1, 1, true, 0},  {16, 1, 1, false, 0}, {4, 4, 1, true, 0},
-    {4, 1, 1, true, 24}, {32, 1, 16, true, 0}, {8, 2, 1, true, 0},
+    {8, 1, 1, true, 0, 8},  {16, 1, 1, false, 0, 1}, {4, 4, 1, true, 0, 8},
+    {4, 1, 1, true, 24, 1}, {32, 1, 16, true, 0, 8}, {8, 2, 1, true, 0, 1},
 };
 constexpr size_t kAlgorithms = sizeof algorithms / sizeof *algorithms;
 constexpr uint64_t kMagic = 0x706572636c740000; /* in the upper bits of an algorithm's first word */
@@ -104,8 +105,9 @@ cublasStatus_t check(const Product &p) {
     if (!types || (p.desc.epilogue != CUBLASLT_EPILOGUE_DEFAULT && !bias)) {
         return CUBLAS_STATUS_NOT_SUPPORTED;
     }
-    /* Rows of 16 bytes are what tensor cores read. */
-    if (p.a.ld % 8 != 0 || p.b.ld % 8 != 0 || p.n() < p.algorithm->min_columns || (bias && !p.algorithm->bias)) {
+    const int64_t multiple = p.algorithm->row_multiple;
+    if (p.a.ld % multiple != 0 || p.b.ld % multiple != 0 || p.n() < p.algorithm->min_columns ||
+        (bias && !p.algorithm->bias)) {
         return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     return CUBLAS_STATUS_SUCCESS;
