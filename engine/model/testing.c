@@ -296,7 +296,7 @@ const kernels_backend *testing_counting_backend(void) {
 bool testing_model_open(testing_model *t, const kernels_backend *backend, kernels_dtype dtype,
                         const model_config *config, const char *dir, uint32_t session_len, uint32_t max_step_tokens) {
     perch_error err = {0};
-    kernels_config device_config = {.dtype = dtype, .n_threads = 2};
+    kernels_config device_config = {.dtype = dtype, .n_threads = 2, .deterministic = true, .graphs = true};
     kv_layout layout;
     *t = (testing_model){.backend = backend, .config = *config};
     t->limits = (model_limits){session_len, max_step_tokens, max_step_tokens, dtype};
@@ -309,6 +309,11 @@ bool testing_model_open(testing_model *t, const kernels_backend *backend, kernel
         size_t n_groups = (session_len + KV_GROUP_TOKENS - 1) / KV_GROUP_TOKENS;
         status = backend->alloc(t->device, n_groups * layout.group_bytes, &t->kv, &err);
     }
+    if (status == PERCH_OK && backend->async) {
+        kernels_limits limits;
+        model_kernels_limits(config, &t->limits, 2, &limits);
+        status = backend->async->reserve(t->device, &limits, &err);
+    }
     return CHECK_MSG(status == PERCH_OK, "%s: %s", perch_status_name(status), err.message);
 }
 
@@ -319,6 +324,20 @@ void testing_model_close(testing_model *t) {
         t->backend->close(t->device);
     }
     *t = (testing_model){0};
+}
+
+perch_status testing_model_pass(testing_model *t, const kernels_batch *batch, perch_error *err) {
+    const kernels_async *async = t->backend->async;
+    const kernels_chosen *none;
+    perch_status status = model_forward(t->model, t->lane, batch, err);
+    if (status == PERCH_OK && async) {
+        status = async->choose(t->device, t->lane, model_logits(t->model), NULL, 0, err);
+    }
+    if (status == PERCH_OK && async) {
+        status = async->wait(t->device, t->lane, &none, err);
+        t->lane = (t->lane + 1) % KERNELS_LANES;
+    }
+    return status;
 }
 
 const float *testing_model_step(testing_model *t, const int32_t *tokens, uint32_t first, uint32_t n,
@@ -339,7 +358,7 @@ const float *testing_model_step(testing_model *t, const int32_t *tokens, uint32_
     for (uint32_t i = 0; i < n; i++) {
         positions[i] = first + i;
     }
-    perch_status status = model_forward(t->model, 0, &batch, &err);
+    perch_status status = testing_model_pass(t, &batch, &err);
     if (status == PERCH_OK) {
         status = model_fetch_logits(t->model, n_rows, &logits, &err);
     }

@@ -51,12 +51,16 @@ typedef struct testing_model {
     model_limits limits;
     model *model;
     void *kv;
+    uint32_t lane;
 } testing_model;
 
 /* Loads weights (dir NULL: random ones of seed 1); failures are the test's. Returns whether it worked. */
 bool testing_model_open(testing_model *t, const kernels_backend *backend, kernels_dtype dtype,
                         const model_config *config, const char *dir, uint32_t session_len, uint32_t max_step_tokens);
 void testing_model_close(testing_model *t);
+
+/* A pass to its end, on an asynchronous backend too. */
+perch_status testing_model_pass(testing_model *t, const kernels_batch *batch, perch_error *err);
 
 /*
  * Runs tokens[n] through the model from position 0 in forward passes of `chunk` tokens. Returns [n][vocab] logits of all

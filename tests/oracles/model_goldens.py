@@ -61,6 +61,7 @@ CHECKPOINTS = {
     "llama-head-f16": (
         base("llama", torch_dtype="float16", tie_word_embeddings=True), torch.float16, ["model.embed_tokens.weight"], 1),
     "mistral-bf16": (base("mistral", dtype="bfloat16", head_dim=12, sliding_window=None), torch.bfloat16, [], 3),
+    "mistral-24-f16": (base("mistral", torch_dtype="float16", head_dim=24, sliding_window=None), torch.float16, [], 1),
     "qwen2-f16": (
         base("qwen2", torch_dtype="float16", num_hidden_layers=3, use_sliding_window=False, sliding_window=8,
              max_window_layers=3),
@@ -119,6 +120,7 @@ CASES = {
     "mistral": ("mistral-bf16", with_fields("mistral-bf16"), None, 80),
     "mistral-window": ("mistral-bf16", with_fields("mistral-bf16", sliding_window=7), {}, 80),
     "mistral-window-blocks": ("mistral-bf16", with_fields("mistral-bf16", sliding_window=70), {}, 150),
+    "mistral-24-window-blocks": ("mistral-24-f16", with_fields("mistral-24-f16", sliding_window=70), {}, 150),
     "qwen2": ("qwen2-f16", with_fields("qwen2-f16"), None, 80),
     "qwen2-window": (
         "qwen2-f16", with_fields("qwen2-f16", use_sliding_window=True, max_window_layers=1), {}, 80),
