@@ -15,7 +15,6 @@ inline int __syncthreads_and(int p, SIMT_SITE) { return simt::barrier(p == 0, "_
 inline void __syncwarp(unsigned mask = ~0u, SIMT_SITE) { simt::sync_warp(mask, file, line); }
 inline void __threadfence() { simt::fence(); }
 inline void __threadfence_block() { simt::fence(); }
-inline unsigned __activemask() { return simt::living_lanes(); }
 
 /* ------------------------------------------------------------------------------------------------ warp collectives */
 

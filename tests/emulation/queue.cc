@@ -47,21 +47,36 @@ void drop_pending() {
     }
 }
 
-/*
- * As the stream, not as this thread: to ThreadSanitizer only what was queued before and what was awaited has happened. So
- * nothing here may take a lock, which would order more.
- */
+/* To ThreadSanitizer this thread becomes another, to which only what was queued before and what was awaited has happened. */
+void *become_stream(Operation &op) {
+    void *host = nullptr;
+#if EMU_TSAN_ON
+    host = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(op.fiber, __tsan_switch_to_fiber_no_sync);
+    for (const OperationPtr &b : op.before) {
+        __tsan_acquire(b->edge);
+    }
+    for (const Span &s : op.work.spans) {
+        s.write ? __tsan_write_range(const_cast<void *>(s.at), s.bytes) : __tsan_read_range(s.at, s.bytes);
+    }
+#else
+    (void)op;
+#endif
+    return host;
+}
+
+void become_host(Operation &op, void *host) {
+    (void)op;
+    (void)host;
+    EMU_TSAN(__tsan_release(op.edge);)
+    EMU_TSAN(__tsan_switch_to_fiber(host, __tsan_switch_to_fiber_no_sync);)
+}
+
+/* As the stream: nothing in it may take a lock, which would order more than the stream does. */
 void execute(const OperationPtr &op) {
     std::string fault;
     cudaError_t code = cudaSuccess;
-    EMU_TSAN(
-        void *self = __tsan_get_current_fiber(); void *fiber = __tsan_create_fiber(0);
-        __tsan_switch_to_fiber(fiber, __tsan_switch_to_fiber_no_sync); __tsan_acquire(op->edge);
-        for (const OperationPtr &b
-             : op->before) { __tsan_acquire(b->edge); } for (const Span &s
-                                                             : op->work.spans) {
-            s.write ? __tsan_write_range(const_cast<void *>(s.at), s.bytes) : __tsan_read_range(s.at, s.bytes);
-        })
+    void *const host = become_stream(*op);
     in_host_function = op->work.kind == Kind::host;
     try {
         if (op->work.run) {
@@ -72,8 +87,7 @@ void execute(const OperationPtr &op) {
         code = e.code;
     }
     in_host_function = false;
-    EMU_TSAN(__tsan_release(op->edge); __tsan_switch_to_fiber(self, __tsan_switch_to_fiber_no_sync);
-             __tsan_destroy_fiber(fiber);)
+    become_host(*op, host);
     if (code != cudaSuccess) {
         Lock lock(runtime().mutex);
         lose_device(code, fault);
@@ -220,6 +234,8 @@ void acquire(const OperationPtr &op) {
 
 } // namespace
 
+Operation::~Operation() { EMU_TSAN(__tsan_destroy_fiber(fiber);) }
+
 Queue &queue() {
     static Queue *q = [] {
         Queue *made = new Queue;
@@ -259,7 +275,7 @@ OperationPtr submit(Work work, uint64_t stream, const std::vector<OperationPtr> 
         depend(op, b);
     }
     q.n_pending++;
-    EMU_TSAN(__tsan_release(op->edge);)
+    EMU_TSAN(op->fiber = __tsan_create_fiber(0);)
     if (op->n_before == 0) {
         q.ready.push_back(op);
     }

@@ -48,7 +48,10 @@ struct Operation {
     bool done = false;
     bool wanted = false; /* somebody waits for it or for what comes after */
     double time_us = 0;  /* when it was done, by the emulation's clock */
-    char edge[8] = {};   /* where ThreadSanitizer's happens-before hangs */
+    void *fiber =
+        nullptr; /* as which it runs, to ThreadSanitizer: made with it, so that only what came before has happened */
+    char edge[8] = {}; /* where the others' happens-before hangs */
+    ~Operation();
 };
 typedef std::shared_ptr<Operation> OperationPtr;
 

@@ -447,8 +447,6 @@ void sync_warp(unsigned mask, const char *file, int line) {
     EMU_TSAN(__tsan_acquire(edge);)
 }
 
-unsigned living_lanes() { return block->warp[block->current->warp].alive; }
-
 void fence() {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     Quiet quiet;

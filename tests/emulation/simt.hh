@@ -84,7 +84,6 @@ unsigned barrier(bool vote, const char *op, const char *file, int line);
 typedef void (*Combine)(const void *const *in, void *const *out, unsigned active);
 void collective(Combine combine, unsigned mask, const void *in, void *out, const char *op, const char *file, int line);
 void sync_warp(unsigned mask, const char *file, int line);
-unsigned living_lanes();
 
 /* Out from a pure function of all lanes: Op::run(const In *const in[32], Out *const out[32], active mask). */
 template <class Op, class Out, class In>
