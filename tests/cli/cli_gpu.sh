@@ -62,6 +62,7 @@ FAKE
         echo "  60 schedules, 12000 rows of logits; 900 evictions, 1 preemptions"
         echo "eviction_test: 1 passed, 0 failed, 0 skipped"'
     program api_test 'echo "api_test: 20 passed, 0 failed, 0 skipped"'
+    program forward_test 'echo "forward_test: 8 passed, 0 failed, 0 skipped"'
     program golden_test 'echo "  cuda fake, bf16, vmm: 36 runs, off by 1.5e-02"
         echo "skip golden_test: one: no reason"; echo "golden_test: 5 passed, 0 failed, 1 skipped"'
 }
@@ -88,11 +89,11 @@ check "${small[@]}"
 same "the exit code" 0 "$code"
 same "environment, build" "1 0 0/3 0 0" "$(row environment)/$(row build)"
 same "limits, kernels" "1 0 0/3 0 0" "$(row limits)/$(row kernels)"
-same "engine" "28 0 2" "$(row engine)"
+same "engine" "36 0 2" "$(row engine)"
 same "sanitizer" "3 0 0" "$(row sanitizer)"
 same "bench, vary" "3 0 0/1 0 0" "$(row bench)/$(row vary)"
 same "compare" "1 0 1" "$(row compare)"
-same "the last line" "44 passed, 0 failed, 3 skipped" "$last"
+same "the last line" "52 passed, 0 failed, 3 skipped" "$last"
 same "the files" "bench.json bench.txt compare.json environment.txt sanitizer.txt summary.txt tests.txt" \
     "$(cd "$tmp/check" && printf '%s\n' * | xargs)"
 same "the limits in bench.json" "20.25	0.5" "$(json limits.copy_gbps limits.matrix_tflops <"$tmp/check/bench.json")"
@@ -112,13 +113,13 @@ if [ ! -d "$shared/stories260K" ]; then
     skip "no shared data"
 else
     known=$(dirname "$shared") check --only engine
-    same "engine" "31 0 1" "$(row engine)"
+    same "engine" "39 0 1" "$(row engine)"
     known=$tmp/known
     mkdir -p "$known/data/stories260K"
     cp "$shared"/stories260K/* "$known/data/stories260K/"
     sed -i 's/"generated_ids": *\[[0-9]*/"generated_ids": [7/' "$known/data/stories260K/expected.json"
     check --only engine
-    same "engine, where the text is another" "30 1 1" "$(row engine)"
+    same "engine, where the text is another" "38 1 1" "$(row engine)"
     same "the exit code" 1 "$code"
     known=
 fi

@@ -132,7 +132,7 @@ typedef struct trial {
     perch_mapping mapping;
     double tolerance;      /* of one golden */
     double mean_tolerance; /* of the root of their mean square */
-    uint32_t n_run, n_head_sizes, n_too_long;
+    uint32_t n_goldens, n_run, n_head_sizes, n_too_long;
     double squares, worst;
 } trial;
 
@@ -202,6 +202,7 @@ static void check_all(trial *t) {
             golden g = {.name = ""};
             *dot = 0;
             golden_open(&g, entry->d_name);
+            t->n_goldens++;
             check_golden(&g, t, MAX_TOKENS);
             check_golden(&g, t, 7);
             golden_close(&g);
@@ -212,8 +213,9 @@ static void check_all(trial *t) {
     printf("  %s: %u runs, off by %.1e, %.1e at most", t->name, t->n_run, mean, t->worst);
     printf(t->n_head_sizes ? "; %u of head sizes that it has not\n" : "\n", t->n_head_sizes);
     CHECK_MSG(mean <= t->mean_tolerance, "%s: off by %.2e", t->name, mean);
-    CHECK_MSG(t->n_run + t->n_head_sizes + t->n_too_long >= 38 && t->n_run >= 24 && t->n_too_long <= 2, "%s: %u runs",
-              t->name, t->n_run);
+    CHECK_MSG(t->n_goldens >= 15 && t->n_run + t->n_head_sizes + t->n_too_long == 2 * t->n_goldens &&
+                  t->n_run >= t->n_goldens && t->n_too_long <= 2,
+              "%s: %u runs for %u goldens", t->name, t->n_run, t->n_goldens);
 }
 
 static void cpu_logits_are_transformers(void) {
