@@ -33,6 +33,17 @@ perch_sampling plain_sampling(double temperature) {
 
 question plain_question(const perch_sampling &sampling) { return {sampling, {}, {}, 0, 0, 0, 0, false}; }
 
+/* What the report is made of. Largest logits that are zeros may differ in sign. */
+bool same_numbers(const kernels_chosen &a, const kernels_chosen &b, bool want_logprobs) {
+    if (a.token != b.token || a.n_top != b.n_top || a.total != b.total) {
+        return false;
+    }
+    return a.token < 0 || !want_logprobs ||
+           (memcmp(&a.logit, &b.logit, sizeof a.logit) == 0 && a.best == b.best &&
+            memcmp(a.top_token, b.top_token, a.n_top * sizeof *a.top_token) == 0 &&
+            memcmp(a.top_logit, b.top_logit, a.n_top * sizeof *a.top_logit) == 0);
+}
+
 /* Of one vocabulary: a sampler, and a device's memory, which is zeroed once and then used again and again. */
 class bench {
   public:
@@ -106,7 +117,10 @@ class bench {
             perch_error err = {}, device_err = {};
             perch_status status = sampler_sample(host, &in, &expected, &err);
             perch_status device_status = sampler_report(&chosen[i], q.n_tokens, &found, &device_err);
-            bool same = status == device_status && (status || memcmp(&expected, &found, sizeof found) == 0) &&
+            kernels_chosen told;
+            sampler_choose(host, &in, &told);
+            bool same = same_numbers(told, chosen[i], q.want_logprob || sampling.n_logprobs > 0) &&
+                        status == device_status && (status || memcmp(&expected, &found, sizeof found) == 0) &&
                         (!status || strcmp(err.message, device_err.message) == 0);
             CHECK_MSG(same,
                       "seed %llu, row %zu of %zu, %u tokens: %d (%d), should be %d (%d): %.9g and %u of the best, not "
