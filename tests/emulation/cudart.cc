@@ -51,9 +51,6 @@ cudaMemcpyKind infer(const void *to, const void *from, cudaMemcpyKind kind) {
 cudaError_t copy(Lock &lock, void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t stream,
                  bool blocking) {
     kind = infer(to, from, kind);
-    if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDeviceToDevice) {
-        return cudaErrorInvalidMemcpyDirection;
-    }
     const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     Place to_place, from_place;
@@ -125,7 +122,7 @@ cudaError_t set(Lock &lock, void *p, int value, size_t n, cudaStream_t stream) {
  */
 bool is_mapped(const void *p) {
     unsigned char in_core;
-    if ((EMU_ASAN_ON || EMU_TSAN_ON) && address(p) < 1ull << 44) {
+    if ((EMU_ASAN_ON || EMU_TSAN_ON) && address(p) < 1ull << 46) {
         return false;
     }
     return mincore(pointer(address(p) / 4096 * 4096), 1, &in_core) == 0;
@@ -193,8 +190,9 @@ cudaError_t simt::enqueue(Kernel kernel, cudaStream_t stream, std::initializer_l
         work.run = [kept](const Options &at) { run(*kept, at); };
         return emu::enqueue(lock, stream, std::move(work), nullptr, nullptr);
     });
-    /* As <<<>>> and then cudaGetLastError: an error that nobody asked about since is told, too. */
-    return e != cudaSuccess ? e : cudaGetLastError();
+    /* As <<<>>> and then cudaGetLastError: an error that nobody has asked about is told, too. */
+    const cudaError_t last = cudaGetLastError();
+    return e != cudaSuccess ? e : last;
 }
 
 extern "C" {

@@ -29,7 +29,6 @@ const Known errors[] = {
     KNOWN(cudaErrorInitializationError, "initialization error"),
     KNOWN(cudaErrorCudartUnloading, "driver shutting down"),
     KNOWN(cudaErrorInvalidConfiguration, "invalid configuration argument"),
-    KNOWN(cudaErrorInvalidMemcpyDirection, "invalid copy direction for memcpy"),
     KNOWN(cudaErrorInsufficientDriver, "CUDA driver version is insufficient for CUDA runtime version"),
     KNOWN(cudaErrorDevicesUnavailable, "CUDA-capable device(s) is/are busy or unavailable"),
     KNOWN(cudaErrorNoDevice, "no CUDA-capable device is detected"),

@@ -264,5 +264,5 @@ int main(int argc, char **argv) {
         {"warps' collectives", warps},
         {"atomic operations", atomic_operations},
     };
-    return test_main("ptx_test", tests, sizeof tests / sizeof *tests, argc, argv);
+    return test_main("emulation_ptx_test", tests, sizeof tests / sizeof *tests, argc, argv);
 }

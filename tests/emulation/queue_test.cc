@@ -434,7 +434,7 @@ int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "--alone") == 0) {
         static const test_case one[] = {{"alone", one_scenario}};
         alone = argv[2];
-        return test_main("queue_test", one, 1, 1, argv);
+        return test_main("emulation_queue_test", one, 1, 1, argv);
     }
-    return test_main("queue_test", tests, sizeof tests / sizeof *tests, argc, argv);
+    return test_main("emulation_queue_test", tests, sizeof tests / sizeof *tests, argc, argv);
 }

@@ -328,7 +328,7 @@ void host_pointers(void) {
             EXPECT(simt::launch(with_barrier, dim3(1), dim3(32), 0, nullptr, gone), cudaErrorIllegalAddress);
             text = "that were freed";
         }
-        CHECK_MSG(strstr(emulation_fault(), text), "%s", emulation_fault());
+        CHECK_MSG(strstr(emulation_fault(), text) != nullptr, "%s", emulation_fault());
     }
     begin_with(0);
     int *out = device_array<int>(32), *pinned = pinned_array<int>(32);
@@ -402,7 +402,7 @@ int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "--alone") == 0) {
         static const test_case one[] = {{"alone", run_case_alone}};
         alone = argv[2];
-        return test_main("simt_test", one, 1, 1, argv);
+        return test_main("emulation_simt_test", one, 1, 1, argv);
     }
-    return test_main("simt_test", tests, sizeof tests / sizeof *tests, argc, argv);
+    return test_main("emulation_simt_test", tests, sizeof tests / sizeof *tests, argc, argv);
 }

@@ -49,9 +49,10 @@ inline Ending run_alone(const char *name) {
     char path[4096];
     const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
     Ending end = {"", false};
-    FILE *pipe =
-        n < 0 ? nullptr
-              : popen(("'" + std::string(path, static_cast<size_t>(n)) + "' --alone '" + name + "' 2>&1").c_str(), "r");
+    const std::string options = "TSAN_OPTIONS=\"$TSAN_OPTIONS:atexit_sleep_ms=0:symbolize=0\" ";
+    const std::string command =
+        "'" + std::string(path, static_cast<size_t>(n > 0 ? n : 0)) + "' --alone '" + name + "'";
+    FILE *pipe = n < 0 ? nullptr : popen((options + command + " 2>&1").c_str(), "r");
     if (pipe) {
         char line[1024];
         while (fgets(line, sizeof line, pipe)) {
