@@ -131,8 +131,10 @@ __global__ void __launch_bounds__(THREADS, 2)
         }
     }
 
-    /* The slices meet: [tiles * columns][THREADS] over the queues, where each lane still writes to slots of its own. */
-    ptx::cp_async_wait<0>();
+    /*
+     * The slices meet: [tiles * columns][THREADS] over the queues, where each lane still writes to slots of its own. No copy is under
+     * way any more: each step's were waited for.
+     */
     float4 *parts = reinterpret_cast<float4 *>(queue);
 #pragma unroll
     for (uint32_t i = 0; i < shape::tiles * columns; i++) {
