@@ -303,7 +303,7 @@ static void what_cannot_be_sampled_ends_with_a_message(void) {
 
 static perch_engine *text_engine(void) {
     perch_options o = host_options("text");
-    snprintf(o.path, sizeof o.path, "tests/fixtures/model/mistral-bf16");
+    snprintf(o.path, sizeof o.path, "tests/fixtures/model/mistral-24-f16");
     snprintf(o.tokenizer_path, sizeof o.tokenizer_path, "tests/fixtures/engine/text/tokenizer.json");
     o.weights = PERCH_WEIGHTS_FILE;
     return host_engine(&o);

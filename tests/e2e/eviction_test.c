@@ -189,7 +189,7 @@ static void find_device(void) {
 }
 
 static schedule random_schedule(test_rng *rng) {
-    static const char *const names[] = {"llama", "mistral", "qwen2", "qwen3"};
+    const char *const names[] = {"llama", on_gpu ? "mistral24" : "mistral", "qwen2", "qwen3"};
     schedule s = {.model_name = test_rng_below(rng, 40) == 0 ? "wide" : names[test_rng_below(rng, 4)]};
     bool wide = !strcmp(s.model_name, "wide");
     s.options = host_options(s.model_name);
