@@ -1,195 +1,215 @@
 /*
- * attention_plan: pieces and their balance. The unit of work is a chunk of 256 positions, for all queries of a piece. A piece has
- * all chunks that its queries see unless that makes it much longer than the others: then its chunks are shared out among several, and
- * each chunk's result is kept until all are there to be merged in order.
+ * attention_plan: pieces of attention work for a batch. The unit of cost is a chunk of 256 positions for one tile of queries,
+ * which takes about as long in a small piece, where it is a matter of memory, as in a tall one.
+ *
+ * The queries of a row and KV head are one tile where they are few (small), else they are cut into tiles that K and V are read
+ * for at once. CTAs take pieces in the order of the plan, so a tile is cut along its chunks as well where it would keep one CTA
+ * busy when the others have nothing left: into pieces of at most a CTA's share of the work that is left then (guided
+ * self-scheduling: Polychronopoulos & Kuck 1987). Long pieces come first and are whole where there is much to do; the last ones
+ * are short. Each chunk of a tile that is cut leaves a partial result for each query; their number is limited.
  */
 #include "kernels/cuda/attention_plan.h"
 
-#include <assert.h>
-#include <string.h>
+/* CTAs that work at once on a processor: small ones share it, for the sake of the bytes that are on their way. */
+#define SMALL_CTAS 3u
+#define TALL_CTAS 1u
 
-/* Pieces for each multiprocessor that the work is shared out for: as many as run at once, and a few for balance. */
-#define SMALL_PIECES 4u
-#define TALL_PIECES 2u
+/* Pieces need not get shorter than this part of a CTA's share of all work. */
+#define SHORTEST_PART 16u
 
-/* Partial results are kept in about this much memory; one full-length row has room in any case. */
-#define PARTIAL_BYTES ((size_t)64 << 20)
+/* By cutting along chunks there come at most so many more pieces than CTAs work at once. */
+#define MORE_PIECES 4u
 
-typedef struct shape {
+#define MAX_PARTIAL_BYTES ((uint64_t)128 << 20)
+#define LEAST_TILE_QUERIES 32u
+
+/* The pieces of one kind while a plan is made. */
+typedef struct kind {
+    uint32_t n_ctas;
+    uint32_t tile_tokens; /* of a tile, at most; 0: a row's tokens are one tile */
+    uint64_t total, left; /* chunks of all tiles, and of those not planned yet */
+    uint32_t room;        /* for pieces beyond one a tile */
+} kind;
+
+typedef struct planner {
+    const kernels_batch *batch;
     uint32_t n_kv_heads;
-    uint32_t n_group;      /* query heads of a KV head */
-    uint32_t tall_tokens;  /* of a tall piece, at most */
-    uint32_t merge_tokens; /* of a merge, at most */
-    uint32_t max_chunks;   /* of a row */
-} shape;
-
-static uint32_t ceil_div(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
-
-static uint32_t max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
+    uint32_t n_group;
+    cuda_attend_work *attend;
+    cuda_merge_work *merge;
+    uint32_t n_attend;
+    uint32_t n_merge, max_merge;
+    uint32_t n_partial, max_partial;
+} planner;
 
 static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-static shape shape_of(const kernels_limits *limits) {
-    uint32_t n_group = limits->n_heads / limits->layout.n_kv_heads;
-    return (shape){.n_kv_heads = limits->layout.n_kv_heads,
-                   .n_group = n_group,
-                   .tall_tokens = max_u32(1, CUDA_TALL_QUERIES(limits->layout.head_dim) / n_group),
-                   .merge_tokens = max_u32(1, CUDA_SMALL_QUERIES / n_group),
-                   .max_chunks = ceil_div(limits->session_len, CUDA_CHUNK_TOKENS)};
+static uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+static uint64_t divide_up(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
+
+static uint32_t chunks_of(uint64_t n_tokens) { return (uint32_t)divide_up(n_tokens, CUDA_CHUNK_TOKENS); }
+
+/* Tokens that make n queries, or one token. */
+static uint32_t tokens_of(uint32_t n, uint32_t n_group) { return n / n_group > 1 ? n / n_group : 1; }
+
+/* ---------------------------------------------------------------- sizes */
+
+static uint32_t n_group_of(const kernels_limits *limits) { return limits->n_heads / limits->layout.n_kv_heads; }
+
+static uint64_t max_partials(const kernels_limits *limits) {
+    uint32_t n_chunks = chunks_of(limits->session_len);
+    uint64_t all = n_chunks < 2 ? 0 : (uint64_t)limits->max_step_tokens * limits->n_heads * n_chunks;
+    return min_u64(all, MAX_PARTIAL_BYTES / (CUDA_PARTIAL_FLOATS(limits->layout.head_dim) * sizeof(float)));
 }
 
-/* (Row or part of one, KV head) pairs that a batch has at most. */
-static uint64_t max_pairs(const kernels_limits *limits, const shape *s) {
-    return ((uint64_t)limits->max_batch_size + limits->max_step_tokens / s->tall_tokens) * s->n_kv_heads;
+static uint32_t max_more_pieces(const kernels_limits *limits, uint32_t n_ctas) {
+    return chunks_of(limits->session_len) < 2 ? 0 : MORE_PIECES * n_ctas;
 }
 
-static uint64_t max_results(const kernels_limits *limits, const shape *s) {
-    uint64_t queries = (uint64_t)max_u32(CUDA_SMALL_QUERIES, s->n_group) * s->n_kv_heads * s->max_chunks; /* one row */
-    uint64_t kept = PARTIAL_BYTES / (CUDA_PARTIAL_FLOATS(limits->layout.head_dim) * sizeof(float));
-    uint64_t all = (uint64_t)limits->max_step_tokens * limits->n_heads * s->max_chunks;
-    uint64_t results = min_u64(queries > kept ? queries : kept, all);
-    return min_u64(results, CUDA_NO_PARTIAL);
+/* A tile that is cut becomes two pieces or more, and leaves so many merges. */
+static uint32_t max_merges(const kernels_limits *limits, uint32_t n_processors) {
+    uint32_t n_group = n_group_of(limits);
+    uint32_t of_tile = (uint32_t)divide_up(tokens_of(CUDA_TALL_QUERIES(limits->layout.head_dim), n_group),
+                                           tokens_of(CUDA_SMALL_QUERIES, n_group));
+    return max_more_pieces(limits, SMALL_CTAS * n_processors) +
+           max_more_pieces(limits, TALL_CTAS * n_processors) * of_tile;
 }
 
 void cuda_attention_sizes_get(const kernels_limits *limits, uint32_t n_processors, cuda_attention_sizes *out) {
-    shape s = shape_of(limits);
-    uint64_t pairs = max_pairs(limits, &s);
-    /* Pieces of equal parts: at most one more for each pair than the parts that all the work is shared out to. */
-    uint64_t attend = 2 * pairs + (uint64_t)(SMALL_PIECES + TALL_PIECES) * n_processors;
-    uint64_t merge = pairs + (uint64_t)limits->max_step_tokens / s.merge_tokens * s.n_kv_heads;
-    *out = (cuda_attention_sizes){
-        .max_attend = (uint32_t)min_u64(attend, UINT32_MAX),
-        .max_merge = (uint32_t)min_u64(merge, UINT32_MAX),
-        .partial_bytes = (size_t)max_results(limits, &s) * CUDA_PARTIAL_FLOATS(limits->layout.head_dim) * sizeof(float),
-    };
+    uint32_t small = SMALL_CTAS * n_processors, tall = TALL_CTAS * n_processors;
+    /* A tile for each row, and another one for each tile's worth of tokens; lower tiles are made where they are few. */
+    uint64_t n_tiles =
+        (uint64_t)limits->max_batch_size +
+        limits->max_step_tokens / tokens_of(CUDA_TALL_QUERIES(limits->layout.head_dim), n_group_of(limits));
+    out->max_attend = (uint32_t)(n_tiles * limits->layout.n_kv_heads) + tall + max_more_pieces(limits, small) +
+                      max_more_pieces(limits, tall);
+    out->max_merge = max_merges(limits, n_processors);
+    out->partial_bytes = (size_t)(max_partials(limits) * CUDA_PARTIAL_FLOATS(limits->layout.head_dim) * sizeof(float));
 }
 
-/* What a plan is made with. */
-typedef struct planner {
-    shape s;
-    cuda_attend_work *attend;
-    cuda_merge_work *merge;
-    uint32_t n_attend, n_merge;
-    uint32_t max_attend, max_merge;
-    uint64_t n_results, max_results;
-    uint64_t pairs_left; /* that are not planned yet: each has room for a piece at least */
-} planner;
+/* ---------------------------------------------------------------- plan */
 
-/* Some tokens of a row, and the chunks up to the last of them. */
-typedef struct part {
-    uint32_t row, first_token, n_tokens, n_chunks;
-} part;
-
-static part part_of(const kernels_row *row, uint32_t index, uint32_t first_token, uint32_t n_tokens) {
-    return (part){index, first_token, n_tokens,
-                  ceil_div(row->first_position + first_token + n_tokens, CUDA_CHUNK_TOKENS)};
-}
-
-static void add_merges(planner *p, const part *t, uint32_t kv_head, uint32_t partial) {
-    for (uint32_t token = 0; token < t->n_tokens; token += p->s.merge_tokens) {
-        uint32_t left = t->n_tokens - token;
-        p->merge[p->n_merge++] = (cuda_merge_work){.row = t->row,
-                                                   .kv_head = kv_head,
-                                                   .first_token = t->first_token + token,
-                                                   .n_tokens = left < p->s.merge_tokens ? left : p->s.merge_tokens,
-                                                   .partial = partial + token * p->s.n_group,
-                                                   .stride = t->n_tokens * p->s.n_group};
+/* Merges of a tile's queries; `partial`: of its first chunk and KV head, the heads' results lie one behind the other. */
+static void add_merges(planner *pl, uint32_t row, uint32_t first_token, uint32_t n_tokens, uint32_t n_chunks,
+                       uint32_t partial) {
+    uint32_t n_queries = n_tokens * pl->n_group, most = tokens_of(CUDA_SMALL_QUERIES, pl->n_group);
+    for (uint32_t head = 0; head < pl->n_kv_heads; head++) {
+        for (uint32_t t = 0; t < n_tokens; t += most) {
+            pl->merge[pl->n_merge++] =
+                (cuda_merge_work){.row = row,
+                                  .kv_head = head,
+                                  .first_token = first_token + t,
+                                  .n_tokens = (uint32_t)min_u64(most, n_tokens - t),
+                                  .partial = partial + head * n_chunks * n_queries + t * pl->n_group,
+                                  .stride = n_queries};
+        }
     }
 }
 
-/* A part's pieces for one KV head, of about `chunks` chunks each. */
-static void add_part(planner *p, const part *t, uint32_t kv_head, uint32_t chunks) {
-    uint32_t n_pieces = ceil_div(t->n_chunks, chunks), n_queries = t->n_tokens * p->s.n_group;
-    uint64_t n_results = (uint64_t)t->n_chunks * n_queries;
-    p->pairs_left--;
-    if (p->n_attend + n_pieces + p->pairs_left > p->max_attend || p->n_results + n_results > p->max_results ||
-        p->n_merge + ceil_div(t->n_tokens, p->s.merge_tokens) > p->max_merge) {
+static void plan_tile(planner *pl, kind *k, uint32_t row, uint32_t first_token, uint32_t n_tokens) {
+    const kernels_row *r = &pl->batch->rows[row];
+    uint32_t n_chunks = chunks_of((uint64_t)r->first_position + first_token + n_tokens);
+    uint64_t share = max_u64(divide_up(k->left, k->n_ctas), divide_up(k->total, (uint64_t)SHORTEST_PART * k->n_ctas));
+    uint32_t n_pieces = (uint32_t)min_u64(divide_up(n_chunks, share), 1 + k->room / pl->n_kv_heads);
+    uint32_t n_queries = n_tokens * pl->n_group;
+    uint64_t n_partial = (uint64_t)n_queries * n_chunks * pl->n_kv_heads;
+    uint64_t n_merge = divide_up(n_tokens, tokens_of(CUDA_SMALL_QUERIES, pl->n_group)) * pl->n_kv_heads;
+    if (n_partial > pl->max_partial - pl->n_partial || n_merge > pl->max_merge - pl->n_merge) {
         n_pieces = 1;
     }
-    uint32_t partial = n_pieces > 1 ? (uint32_t)p->n_results : CUDA_NO_PARTIAL;
-    for (uint32_t i = 0, first = 0; i < n_pieces; i++) {
-        uint32_t n = t->n_chunks / n_pieces + (i < t->n_chunks % n_pieces);
-        p->attend[p->n_attend++] = (cuda_attend_work){.row = t->row,
-                                                      .kv_head = kv_head,
-                                                      .first_token = t->first_token,
-                                                      .n_tokens = t->n_tokens,
-                                                      .first_chunk = first,
-                                                      .n_chunks = n,
-                                                      .partial = n_pieces > 1 ? partial + first * n_queries : partial};
-        first += n;
+    for (uint32_t i = 0; i < n_pieces; i++) {
+        uint32_t first_chunk = (uint32_t)((uint64_t)n_chunks * i / n_pieces);
+        uint32_t end_chunk = (uint32_t)((uint64_t)n_chunks * (i + 1) / n_pieces);
+        for (uint32_t head = 0; head < pl->n_kv_heads; head++) {
+            uint32_t partial = pl->n_partial + (head * n_chunks + first_chunk) * n_queries;
+            pl->attend[pl->n_attend++] = (cuda_attend_work){.row = row,
+                                                            .kv_head = head,
+                                                            .first_token = first_token,
+                                                            .n_tokens = n_tokens,
+                                                            .first_chunk = first_chunk,
+                                                            .n_chunks = end_chunk - first_chunk,
+                                                            .partial = n_pieces > 1 ? partial : CUDA_NO_PARTIAL};
+        }
     }
     if (n_pieces > 1) {
-        p->n_results += n_results;
-        add_merges(p, t, kv_head, partial);
+        add_merges(pl, row, first_token, n_tokens, n_chunks, pl->n_partial);
+        pl->n_partial += (uint32_t)n_partial;
+        k->room -= (n_pieces - 1) * pl->n_kv_heads;
     }
+    k->left -= (uint64_t)n_chunks * pl->n_kv_heads;
 }
 
-static bool is_small(const shape *s, const kernels_row *row) {
-    return (uint64_t)row->n_tokens * s->n_group <= CUDA_SMALL_QUERIES;
+/* A row's tiles are of like size, and the last one, which sees the most, comes first. */
+static uint32_t tokens_of_tile(const kind *k, uint32_t n_tokens) {
+    return k->tile_tokens == 0 ? n_tokens : (uint32_t)divide_up(n_tokens, divide_up(n_tokens, k->tile_tokens));
 }
 
-/* Calls for each part of a kind; the last tokens of a row, which see the most, first. */
-typedef struct walk {
-    const kernels_batch *batch;
-    bool small;
-    uint32_t row, left; /* tokens of the row that are not walked yet */
-} walk;
+static bool is_small(const planner *pl, const kernels_row *row) {
+    return (uint64_t)row->n_tokens * pl->n_group <= CUDA_SMALL_QUERIES;
+}
 
-static bool walk_next(walk *w, const shape *s, part *out) {
-    for (; w->row < w->batch->n_rows; w->row++, w->left = UINT32_MAX) {
-        const kernels_row *row = &w->batch->rows[w->row];
-        if (is_small(s, row) != w->small) {
+static void plan_kind(planner *pl, kind *k, bool small) {
+    for (uint32_t i = 0; i < pl->batch->n_rows; i++) {
+        const kernels_row *row = &pl->batch->rows[i];
+        if (is_small(pl, row) != small) {
             continue;
         }
-        w->left = w->left == UINT32_MAX ? row->n_tokens : w->left;
-        if (w->left > 0) {
-            uint32_t first = w->small ? 0 : (w->left - 1) / s->tall_tokens * s->tall_tokens;
-            *out = part_of(row, w->row, first, w->left - first);
-            w->left = first;
-            return true;
+        uint32_t n_tokens = tokens_of_tile(k, row->n_tokens);
+        for (uint32_t t = (row->n_tokens - 1) / n_tokens * n_tokens;; t -= n_tokens) {
+            plan_tile(pl, k, i, t, (uint32_t)min_u64(n_tokens, row->n_tokens - t));
+            if (t == 0) {
+                break;
+            }
         }
     }
-    return false;
 }
 
-/* The pieces of one kind, shared out for n_pieces that are alike. */
-static void add_kind(planner *p, const kernels_batch *batch, bool small, uint32_t n_pieces) {
-    uint64_t n_chunks = 0;
-    part t;
-    for (walk w = {batch, small, 0, UINT32_MAX}; walk_next(&w, &p->s, &t);) {
-        n_chunks += (uint64_t)t.n_chunks * p->s.n_kv_heads;
-    }
-    uint64_t chunks = n_chunks / n_pieces + (n_chunks % n_pieces != 0);
-    for (walk w = {batch, small, 0, UINT32_MAX}; walk_next(&w, &p->s, &t);) {
-        for (uint32_t kv_head = 0; kv_head < p->s.n_kv_heads; kv_head++) {
-            add_part(p, &t, kv_head, (uint32_t)min_u64(max_u32(1, (uint32_t)chunks), UINT32_MAX));
+static void count_chunks(const planner *pl, kind *k, bool small) {
+    k->total = 0;
+    for (uint32_t i = 0; i < pl->batch->n_rows; i++) {
+        const kernels_row *row = &pl->batch->rows[i];
+        if (is_small(pl, row) != small) {
+            continue;
+        }
+        uint32_t n_tokens = tokens_of_tile(k, row->n_tokens);
+        for (uint32_t t = 0; t < row->n_tokens; t += n_tokens) {
+            uint64_t end = min_u64((uint64_t)t + n_tokens, row->n_tokens);
+            k->total += (uint64_t)chunks_of(row->first_position + end) * pl->n_kv_heads;
         }
     }
+    k->left = k->total;
 }
 
 void cuda_attention_plan(const kernels_limits *limits, uint32_t n_processors, const kernels_batch *batch,
                          cuda_attend_work *attend, uint32_t *n_attend, cuda_merge_work *merge, uint32_t *n_merge) {
-    cuda_attention_sizes sizes;
-    cuda_attention_sizes_get(limits, n_processors, &sizes);
-    planner p = {.s = shape_of(limits),
-                 .attend = attend,
-                 .merge = merge,
-                 .max_attend = sizes.max_attend,
-                 .max_merge = sizes.max_merge};
-    p.max_results = max_results(limits, &p.s);
-    part t;
-    for (int small = 0; small < 2; small++) {
-        for (walk w = {batch, small, 0, UINT32_MAX}; walk_next(&w, &p.s, &t);) {
-            p.pairs_left += p.s.n_kv_heads;
-        }
+    planner pl = {.batch = batch,
+                  .n_kv_heads = limits->layout.n_kv_heads,
+                  .n_group = n_group_of(limits),
+                  .attend = attend,
+                  .merge = merge,
+                  .max_merge = max_merges(limits, n_processors),
+                  .max_partial = (uint32_t)max_partials(limits)};
+    kind small = {.n_ctas = SMALL_CTAS * n_processors};
+    kind tall = {.n_ctas = TALL_CTAS * n_processors};
+    small.room = max_more_pieces(limits, small.n_ctas);
+    tall.room = max_more_pieces(limits, tall.n_ctas);
+    count_chunks(&pl, &small, true);
+    plan_kind(&pl, &small, true);
+    uint32_t n_small = pl.n_attend;
+    uint32_t n_queries = CUDA_TALL_QUERIES(limits->layout.head_dim);
+    tall.tile_tokens = tokens_of(n_queries, pl.n_group);
+    count_chunks(&pl, &tall, false);
+    /* Where all chunks together would not keep the CTAs busy, lower tiles will: they cost nothing but more loads. */
+    while (tall.total * 2 <= tall.n_ctas && n_queries > LEAST_TILE_QUERIES) {
+        n_queries /= 2;
+        tall.tile_tokens = tokens_of(n_queries, pl.n_group);
+        count_chunks(&pl, &tall, false);
     }
-    add_kind(&p, batch, true, SMALL_PIECES * n_processors);
-    uint32_t n_small = p.n_attend;
-    add_kind(&p, batch, false, TALL_PIECES * n_processors);
-    assert(p.n_attend <= p.max_attend && p.n_merge <= p.max_merge);
-    if (p.n_attend > 0) {
+    plan_kind(&pl, &tall, false);
+    if (pl.n_attend > 0) {
         attend[0].n_small = n_small;
     }
-    *n_attend = p.n_attend;
-    *n_merge = p.n_merge;
+    *n_attend = pl.n_attend;
+    *n_merge = pl.n_merge;
 }

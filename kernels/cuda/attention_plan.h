@@ -36,16 +36,17 @@ typedef struct cuda_attend_work {
 } cuda_attend_work;
 
 /*
- * The partial results of one row's query tokens and one KV head, to be merged in the order of their chunks. A result is
- * float [head_dim] output, maximum, sum, 2 unused; `partial` counts results, and that of chunk c and query i of n is c * n + i.
+ * Queries of one row and KV head whose partial results are to be merged in the order of their chunks, those that the query sees
+ * something of. A result is float [head_dim] output, maximum, sum, 2 unused; `partial` counts results, and that of chunk c and
+ * query i is partial + c * stride + i.
  */
 typedef struct cuda_merge_work {
     uint32_t row;
     uint32_t kv_head;
     uint32_t first_token;
-    uint32_t n_tokens;
-    uint32_t partial;  /* of the first chunk */
-    uint32_t n_chunks;
+    uint32_t n_tokens; /* as many as make CUDA_SMALL_QUERIES queries, or one */
+    uint32_t partial;
+    uint32_t stride;
     uint32_t reserved[2];
 } cuda_merge_work;
 
