@@ -38,7 +38,10 @@ void cuda_record_begin(kernels_device *device, const cuda_graph_key *key) {
 
 static uint64_t free_bytes(void) {
     size_t left = 0, total = 0;
-    return cudaMemGetInfo(&left, &total) == cudaSuccess ? left : 0;
+    if (cudaMemGetInfo(&left, &total) != cudaSuccess) {
+        (void)cudaGetLastError(); /* else the next launch would tell it */
+    }
+    return left;
 }
 
 /* The recorded graph made executable, and on the device before it is needed. */

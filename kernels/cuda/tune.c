@@ -457,7 +457,8 @@ perch_status cuda_tune_guess(kernels_device *device, gemm_shape *shape, gemm_kin
     if (recall(device, shape, kind, n_rows, plan)) {
         return PERCH_OK;
     }
-    perch_status status = ask(device, shape, kind, n_rows, &c, err);
+    /* The bucket's largest number of rows: its plan doesn't depend on which of them came first. */
+    perch_status status = ask(device, shape, kind, 1u << cuda_gemm_bucket(n_rows), &c, err);
     if (status != PERCH_OK) {
         return status;
     }
