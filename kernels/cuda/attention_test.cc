@@ -5,7 +5,7 @@
  * Keys and values that no token of a batch may see are NaN, groups of them are not there at all.
  */
 #include "kernels/cuda/attention_plan.h"
-#include "kernels/cuda/kernel_testing.h"
+#include "kernels/cuda/kernel_testing.hh"
 
 #include <algorithm>
 #include <memory>

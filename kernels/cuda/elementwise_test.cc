@@ -1,7 +1,7 @@
 /*
  * elementwise: tokens fed, rows picked, SiLU, bias and conversion against references in double; most are exact.
  */
-#include "kernels/cuda/kernel_testing.h"
+#include "kernels/cuda/kernel_testing.hh"
 
 #include <algorithm>
 #include <numeric>

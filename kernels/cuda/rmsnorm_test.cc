@@ -1,7 +1,7 @@
 /*
  * norm: RMSNorm of rows and heads against a reference in double, and to the bit whatever lies beside a row.
  */
-#include "kernels/cuda/kernel_testing.h"
+#include "kernels/cuda/kernel_testing.hh"
 
 static const uint32_t widths[] = {1, 7, 8, 31, 64, 200, 1000, 2048, 8200, 9001};
 

@@ -1,7 +1,7 @@
 /*
  * rope: queries, keys and values of random batches against a reference in double, and all of KV memory besides.
  */
-#include "kernels/cuda/kernel_testing.h"
+#include "kernels/cuda/kernel_testing.hh"
 
 #include <algorithm>
 

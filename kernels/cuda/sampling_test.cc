@@ -1,6 +1,6 @@
 /* sampling: the device chooses and reports what the host's sampler does, to the bit, whatever the row, the parameters, the batch. */
 #include "kernels/cuda/choice.h"
-#include "kernels/cuda/kernel_testing.h"
+#include "kernels/cuda/kernel_testing.hh"
 
 #include "base/sampling_math.h"
 

@@ -1,7 +1,7 @@
 /*
  * small_gemm: exact on whole numbers, near on others, and a row's result its own to the bit.
  */
-#include "kernels/cuda/kernel_testing.h"
+#include "kernels/cuda/kernel_testing.hh"
 
 #include <algorithm>
 

@@ -2,8 +2,8 @@
  * kernel_testing: what the kernels' tests share: device arrays, activations on the host, repeated launches. The same source runs
  * emulated, where each launch is repeated with other orders of threads, and on a GPU.
  */
-#ifndef PERCH_KERNELS_CUDA_KERNEL_TESTING_H
-#define PERCH_KERNELS_CUDA_KERNEL_TESTING_H
+#ifndef PERCH_KERNELS_CUDA_KERNEL_TESTING_HH
+#define PERCH_KERNELS_CUDA_KERNEL_TESTING_HH
 
 #include "kernels/cpu/convert.h"
 #include "kernels/cuda/launch.h"
