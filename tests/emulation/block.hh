@@ -100,7 +100,9 @@ struct Block {
 
     ~Block();
     void grow(unsigned threads); /* throws Error */
-    void begin(dim3 dim, bool fresh);
+    void free_stacks();
+    void renew_threads();
+    void begin(dim3 dim);
     void end(); /* forgets shared memory's contents */
     uint32_t rand();
 };

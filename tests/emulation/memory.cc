@@ -107,7 +107,6 @@ uintptr_t take_pages(size_t bytes) {
     if (p == MAP_FAILED) {
         return 0;
     }
-    EMU_ASAN(__asan_unpoison_memory_region(p, bytes + 2 * kPage);) /* a kernel's stack may have lain here */
     char *at = static_cast<char *>(p) + kPage;
     if (!fill_pages(at, bytes)) {
         munmap(p, bytes + 2 * kPage);

@@ -226,7 +226,10 @@ void run_block(Block &b, dim3 at, dim3 dim, unsigned order, bool fresh) {
     b.random = 0x9e3779b97f4a7c15ull * (order + 1) + at.x + 77 * at.y + 7777 * at.z;
     EMU_TSAN(std::vector<char> edge(8 * (b.order.size() + 1)); b.barrier_edge = edge.data();
              b.main_tsan = __tsan_get_current_fiber();)
-    b.begin(dim, fresh);
+    if (fresh) {
+        b.renew_threads();
+    }
+    b.begin(dim);
     const unsigned warps = static_cast<unsigned>(b.order.size());
     for (unsigned i = 0; i < warps; i++) {
         b.order[i] = order == 1 ? warps - 1 - i : i;
@@ -295,7 +298,12 @@ Block::~Block() {
             __tsan_destroy_fiber(f.tsan);
         }
     })
+    free_stacks();
+}
+
+void Block::free_stacks() {
     if (stacks) {
+        EMU_ASAN(__asan_unpoison_memory_region(stacks, fiber.size() * (kStack + kPage));)
         munmap(stacks, fiber.size() * (kStack + kPage));
     }
 }
@@ -306,16 +314,12 @@ void Block::grow(unsigned threads) {
     if (n <= fiber.size()) {
         return;
     }
-    char *old = stacks;
-    const size_t old_bytes = fiber.size() * (kStack + kPage);
     void *p =
         mmap(nullptr, n * (kStack + kPage), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
         throw Error("no memory for the threads' stacks");
     }
-    if (old) {
-        munmap(old, old_bytes);
-    }
+    free_stacks();
     stacks = static_cast<char *>(p);
     fiber.resize(n);
     warp.resize((n + 31) / 32);
@@ -325,7 +329,21 @@ void Block::grow(unsigned threads) {
     }
 }
 
-void Block::begin(dim3 dim, bool fresh) {
+/* To ThreadSanitizer other threads than before, on stacks that nobody has used. */
+void Block::renew_threads() {
+#if EMU_TSAN_ON
+    mmap(stacks, fiber.size() * (kStack + kPage), PROT_READ | PROT_WRITE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    for (unsigned i = 0; i < n; i++) {
+        if (fiber[i].tsan) {
+            __tsan_destroy_fiber(fiber[i].tsan);
+        }
+        fiber[i].tsan = __tsan_create_fiber(0);
+    }
+#endif
+}
+
+void Block::begin(dim3 dim) {
     alive = n;
     arrived = 0;
     shared_bytes = dynamic_bytes;
@@ -348,9 +366,6 @@ void Block::begin(dim3 dim, bool fresh) {
         w.alive |= 1u << f.lane;
         w.lane[f.lane] = &f;
         f.context.start(f.stack, fiber_main);
-        if (fresh) {
-            EMU_TSAN(if (f.tsan) { __tsan_destroy_fiber(f.tsan); } f.tsan = __tsan_create_fiber(0);)
-        }
     }
 }
 

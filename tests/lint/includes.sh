@@ -21,7 +21,7 @@ cd "$root"
 
 list_files() {
     find . \( -path ./build -o -name '.*' -not -name . \) -prune -o -type f \
-        \( -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cc' -o -name '*.cpp' -o -name '*.inc' \) \
+        \( -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cc' -o -name '*.cpp' -o -name '*.hh' -o -name '*.inc' \) \
         -print | sed 's|^\./||' | sort
 }
 
