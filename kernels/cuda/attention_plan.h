@@ -31,7 +31,8 @@ typedef struct cuda_attend_work {
     uint32_t n_tokens;
     uint32_t first_chunk;
     uint32_t n_chunks;
-    uint32_t partial; /* where its partial results begin, or CUDA_NO_PARTIAL: it sees all chunks and writes the output itself */
+    uint32_t
+        partial; /* where its partial results begin, or CUDA_NO_PARTIAL: it sees all chunks and writes the output itself */
     uint32_t n_small; /* in the first piece of a plan: so many pieces, from that one on, are small; 0 in others */
 } cuda_attend_work;
 

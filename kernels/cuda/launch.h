@@ -24,7 +24,8 @@ typedef struct cuda_counts {
     uint32_t n_tokens, n_rows, n_logits;
     uint32_t n_attend; /* pieces of attention work, see attention_plan.h */
     uint32_t n_merge;
-    uint32_t tickets[2]; /* attention's own: the next piece to be taken; 0 at upload, and again after each cuda_attention */
+    uint32_t
+        tickets[2]; /* attention's own: the next piece to be taken; 0 at upload, and again after each cuda_attention */
     uint32_t reserved;
 } cuda_counts;
 
@@ -138,7 +139,7 @@ typedef struct cuda_choice {
     uint32_t n_bans; /* tokens that may not be chosen: bans[first_ban...] */
     uint32_t needs;  /* CUDA_CHOICE_* */
     uint64_t seed;
-    uint64_t top_p, min_p; /* as sampling_share */
+    uint64_t top_p, min_p;      /* as sampling_share */
     double inverse_temperature; /* 0: greedy */
     double repetition_penalty, frequency_penalty, presence_penalty;
 } cuda_choice;
