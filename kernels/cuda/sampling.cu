@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(THREADS) survey(launch_arguments a) {
         /* Steps from the best down to the least, or to where weights vanish. */
         float range =
             best - fmaxf(least, static_cast<float>(static_cast<double>(best) - 32.0 / choice.inverse_temperature));
-        state->step = range > 0 && range <= FLT_MAX ? static_cast<float>(STEPS - 1) / range : 0;
+        state->step = range > 0 ? static_cast<float>(STEPS - 1) / range : 0;
         kernels_chosen *out = &a.chosen[blockIdx.y];
         const bool none = best == -INFINITY;
         out->token = none ? -1 : static_cast<int32_t>(token_of(rank));
