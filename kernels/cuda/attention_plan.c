@@ -3,18 +3,22 @@
  * which takes about as long in a small piece, where it is a matter of memory, as in a tall one.
  *
  * The queries of a row and KV head are one tile where they are few (small), else they are cut into tiles that K and V are read
- * for at once. CTAs take pieces in the order of the plan, so a tile is cut along its chunks as well where it would keep one CTA
- * busy when the others have nothing left: into pieces of at most a CTA's share of the work that is left then (guided
- * self-scheduling: Polychronopoulos & Kuck 1987). Long pieces come first and are whole where there is much to do; the last ones
- * are short. Each chunk of a tile that is cut leaves a partial result for each query; their number is limited.
+ * for at once. CTAs draw pieces in the order of the plan, long ones first. What they will be busy with is followed along, and a
+ * tile that would end later than an even share of all work is cut along its chunks as well, so that its pieces fill the gaps.
+ * Each chunk of such a tile leaves a partial result for each query; their number is limited. All KV heads are cut alike:
+ * as many CTAs as there are heads count as one group.
  */
 #include "kernels/cuda/attention_plan.h"
+
+#include <string.h>
 
 /* CTAs that work at once on a processor: small ones share it, for the sake of the bytes that are on their way. */
 #define SMALL_CTAS 3u
 #define TALL_CTAS 1u
 
-/* Pieces need not get shorter than this part of a CTA's share of all work. */
+#define MAX_GROUPS 1024u
+
+/* Pieces get no shorter than this part of an even share, and a tile may end this part later. */
 #define SHORTEST_PART 16u
 
 /* By cutting along chunks there come at most so many more pieces than CTAs work at once. */
@@ -25,10 +29,14 @@
 
 /* The pieces of one kind while a plan is made. */
 typedef struct kind {
-    uint32_t n_ctas;
-    uint32_t tile_tokens; /* of a tile, at most; 0: a row's tokens are one tile */
-    uint64_t total, left; /* chunks of all tiles, and of those not planned yet */
+    bool small;
+    uint32_t tile_tokens; /* of a tile, at most; small: a row's tokens are one tile */
     uint32_t room;        /* for pieces beyond one a tile */
+    uint64_t total;       /* chunks of all tiles, for one KV head */
+    uint64_t even;        /* a group's share of them */
+    uint64_t lengths;     /* bit i: there are rows of [2^i, 2^(i+1)) chunks */
+    uint32_t n_groups;
+    uint64_t busy[MAX_GROUPS]; /* until when each group is; a heap, the least first */
 } kind;
 
 typedef struct planner {
@@ -43,8 +51,6 @@ typedef struct planner {
 } planner;
 
 static uint64_t min_u64(uint64_t a, uint64_t b) { return a < b ? a : b; }
-
-static uint64_t max_u64(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
 static uint64_t divide_up(uint64_t a, uint64_t b) { return (a + b - 1) / b; }
 
@@ -107,20 +113,42 @@ static void add_merges(planner *pl, uint32_t row, uint32_t first_token, uint32_t
     }
 }
 
+/* The group that is free first takes a piece. */
+static void occupy(kind *k, uint64_t n_chunks) {
+    uint64_t until = k->busy[0] + n_chunks;
+    uint32_t i = 0;
+    for (uint32_t child = 1; child < k->n_groups; child = 2 * i + 1) {
+        child += child + 1 < k->n_groups && k->busy[child + 1] < k->busy[child];
+        if (k->busy[child] >= until) {
+            break;
+        }
+        k->busy[i] = k->busy[child];
+        i = child;
+    }
+    k->busy[i] = until;
+}
+
+/* Into how many pieces a tile is cut, of n_chunks for n_tokens. */
+static uint32_t pieces_of(const planner *pl, const kind *k, uint32_t n_tokens, uint32_t n_chunks) {
+    uint64_t shortest = divide_up(k->even, SHORTEST_PART), free_at = k->busy[0];
+    uint64_t n_partial = (uint64_t)n_tokens * pl->n_group * n_chunks * pl->n_kv_heads;
+    uint64_t n_merge = divide_up(n_tokens, tokens_of(CUDA_SMALL_QUERIES, pl->n_group)) * pl->n_kv_heads;
+    if (free_at + n_chunks <= k->even + shortest || n_partial > pl->max_partial - pl->n_partial ||
+        n_merge > pl->max_merge - pl->n_merge) {
+        return 1;
+    }
+    uint64_t gap = k->even > free_at ? k->even - free_at : 0;
+    return (uint32_t)min_u64(divide_up(n_chunks, gap > shortest ? gap : shortest), 1 + k->room / pl->n_kv_heads);
+}
+
 static void plan_tile(planner *pl, kind *k, uint32_t row, uint32_t first_token, uint32_t n_tokens) {
     const kernels_row *r = &pl->batch->rows[row];
     uint32_t n_chunks = chunks_of((uint64_t)r->first_position + first_token + n_tokens);
-    uint64_t share = max_u64(divide_up(k->left, k->n_ctas), divide_up(k->total, (uint64_t)SHORTEST_PART * k->n_ctas));
-    uint32_t n_pieces = (uint32_t)min_u64(divide_up(n_chunks, share), 1 + k->room / pl->n_kv_heads);
-    uint32_t n_queries = n_tokens * pl->n_group;
-    uint64_t n_partial = (uint64_t)n_queries * n_chunks * pl->n_kv_heads;
-    uint64_t n_merge = divide_up(n_tokens, tokens_of(CUDA_SMALL_QUERIES, pl->n_group)) * pl->n_kv_heads;
-    if (n_partial > pl->max_partial - pl->n_partial || n_merge > pl->max_merge - pl->n_merge) {
-        n_pieces = 1;
-    }
+    uint32_t n_pieces = pieces_of(pl, k, n_tokens, n_chunks), n_queries = n_tokens * pl->n_group;
     for (uint32_t i = 0; i < n_pieces; i++) {
         uint32_t first_chunk = (uint32_t)((uint64_t)n_chunks * i / n_pieces);
         uint32_t end_chunk = (uint32_t)((uint64_t)n_chunks * (i + 1) / n_pieces);
+        occupy(k, end_chunk - first_chunk);
         for (uint32_t head = 0; head < pl->n_kv_heads; head++) {
             uint32_t partial = pl->n_partial + (head * n_chunks + first_chunk) * n_queries;
             pl->attend[pl->n_attend++] = (cuda_attend_work){.row = row,
@@ -134,51 +162,83 @@ static void plan_tile(planner *pl, kind *k, uint32_t row, uint32_t first_token, 
     }
     if (n_pieces > 1) {
         add_merges(pl, row, first_token, n_tokens, n_chunks, pl->n_partial);
-        pl->n_partial += (uint32_t)n_partial;
+        pl->n_partial += n_queries * n_chunks * pl->n_kv_heads;
         k->room -= (n_pieces - 1) * pl->n_kv_heads;
     }
-    k->left -= (uint64_t)n_chunks * pl->n_kv_heads;
 }
 
-/* A row's tiles are of like size, and the last one, which sees the most, comes first. */
+/* A row's tiles are of like size. */
 static uint32_t tokens_of_tile(const kind *k, uint32_t n_tokens) {
-    return k->tile_tokens == 0 ? n_tokens : (uint32_t)divide_up(n_tokens, divide_up(n_tokens, k->tile_tokens));
+    return k->small ? n_tokens : (uint32_t)divide_up(n_tokens, divide_up(n_tokens, k->tile_tokens));
 }
 
-static bool is_small(const planner *pl, const kernels_row *row) {
-    return (uint64_t)row->n_tokens * pl->n_group <= CUDA_SMALL_QUERIES;
+static bool is_of(const planner *pl, const kind *k, const kernels_row *row) {
+    return k->small == ((uint64_t)row->n_tokens * pl->n_group <= CUDA_SMALL_QUERIES);
 }
 
-static void plan_kind(planner *pl, kind *k, bool small) {
+static uint32_t length_of(const kernels_row *row) {
+    uint32_t n = chunks_of((uint64_t)row->first_position + row->n_tokens), i = 0;
+    while (n >>= 1) {
+        i++;
+    }
+    return i;
+}
+
+static void count_chunks(const planner *pl, kind *k) {
+    k->total = k->lengths = 0;
     for (uint32_t i = 0; i < pl->batch->n_rows; i++) {
         const kernels_row *row = &pl->batch->rows[i];
-        if (is_small(pl, row) != small) {
+        if (!is_of(pl, k, row)) {
             continue;
         }
         uint32_t n_tokens = tokens_of_tile(k, row->n_tokens);
-        for (uint32_t t = (row->n_tokens - 1) / n_tokens * n_tokens;; t -= n_tokens) {
-            plan_tile(pl, k, i, t, (uint32_t)min_u64(n_tokens, row->n_tokens - t));
-            if (t == 0) {
-                break;
+        for (uint32_t t = 0; t < row->n_tokens; t += n_tokens) {
+            k->total += chunks_of(row->first_position + min_u64((uint64_t)t + n_tokens, row->n_tokens));
+        }
+        k->lengths |= (uint64_t)1 << length_of(row);
+    }
+    k->even = divide_up(k->total, k->n_groups);
+}
+
+/* Rows of like length after longer ones; of a row, the tokens that see the most first. */
+static void plan_kind(planner *pl, kind *k) {
+    memset(k->busy, 0, k->n_groups * sizeof k->busy[0]);
+    for (uint32_t length = 32; length-- > 0;) {
+        for (uint32_t i = 0; (k->lengths >> length & 1) != 0 && i < pl->batch->n_rows; i++) {
+            const kernels_row *row = &pl->batch->rows[i];
+            if (!is_of(pl, k, row) || length_of(row) != length) {
+                continue;
+            }
+            uint32_t n_tokens = tokens_of_tile(k, row->n_tokens);
+            for (uint32_t tile = (uint32_t)divide_up(row->n_tokens, n_tokens); tile-- > 0;) {
+                uint32_t t = tile * n_tokens;
+                plan_tile(pl, k, i, t, (uint32_t)min_u64(n_tokens, row->n_tokens - t));
             }
         }
     }
 }
 
-static void count_chunks(const planner *pl, kind *k, bool small) {
-    k->total = 0;
-    for (uint32_t i = 0; i < pl->batch->n_rows; i++) {
-        const kernels_row *row = &pl->batch->rows[i];
-        if (is_small(pl, row) != small) {
-            continue;
-        }
-        uint32_t n_tokens = tokens_of_tile(k, row->n_tokens);
-        for (uint32_t t = 0; t < row->n_tokens; t += n_tokens) {
-            uint64_t end = min_u64((uint64_t)t + n_tokens, row->n_tokens);
-            k->total += (uint64_t)chunks_of(row->first_position + end) * pl->n_kv_heads;
-        }
+/* Where all chunks together would not keep the CTAs busy, lower tiles will: they cost nothing but more loads. */
+static void lower_tiles(const planner *pl, kind *k, uint32_t n_queries) {
+    uint32_t before = k->tile_tokens;
+    while (k->total <= k->n_groups && n_queries > LEAST_TILE_QUERIES) {
+        n_queries /= 2;
+        before = k->tile_tokens;
+        k->tile_tokens = tokens_of(n_queries, pl->n_group);
+        count_chunks(pl, k);
     }
-    k->left = k->total;
+    if (k->total > k->n_groups) {
+        k->tile_tokens = before;
+        count_chunks(pl, k);
+    }
+}
+
+static kind kind_of(const kernels_limits *limits, bool small, uint32_t n_ctas) {
+    uint64_t n_groups = min_u64(n_ctas / limits->layout.n_kv_heads, MAX_GROUPS);
+    return (kind){.small = small,
+                  .tile_tokens = tokens_of(CUDA_TALL_QUERIES(limits->layout.head_dim), n_group_of(limits)),
+                  .room = max_more_pieces(limits, n_ctas),
+                  .n_groups = n_groups > 0 ? (uint32_t)n_groups : 1};
 }
 
 void cuda_attention_plan(const kernels_limits *limits, uint32_t n_processors, const kernels_batch *batch,
@@ -190,23 +250,14 @@ void cuda_attention_plan(const kernels_limits *limits, uint32_t n_processors, co
                   .merge = merge,
                   .max_merge = max_merges(limits, n_processors),
                   .max_partial = (uint32_t)max_partials(limits)};
-    kind small = {.n_ctas = SMALL_CTAS * n_processors};
-    kind tall = {.n_ctas = TALL_CTAS * n_processors};
-    small.room = max_more_pieces(limits, small.n_ctas);
-    tall.room = max_more_pieces(limits, tall.n_ctas);
-    count_chunks(&pl, &small, true);
-    plan_kind(&pl, &small, true);
+    kind k = kind_of(limits, true, SMALL_CTAS * n_processors);
+    count_chunks(&pl, &k);
+    plan_kind(&pl, &k);
     uint32_t n_small = pl.n_attend;
-    uint32_t n_queries = CUDA_TALL_QUERIES(limits->layout.head_dim);
-    tall.tile_tokens = tokens_of(n_queries, pl.n_group);
-    count_chunks(&pl, &tall, false);
-    /* Where all chunks together would not keep the CTAs busy, lower tiles will: they cost nothing but more loads. */
-    while (tall.total * 2 <= tall.n_ctas && n_queries > LEAST_TILE_QUERIES) {
-        n_queries /= 2;
-        tall.tile_tokens = tokens_of(n_queries, pl.n_group);
-        count_chunks(&pl, &tall, false);
-    }
-    plan_kind(&pl, &tall, false);
+    k = kind_of(limits, false, TALL_CTAS * n_processors);
+    count_chunks(&pl, &k);
+    lower_tiles(&pl, &k, CUDA_TALL_QUERIES(limits->layout.head_dim));
+    plan_kind(&pl, &k);
     if (pl.n_attend > 0) {
         attend[0].n_small = n_small;
     }
