@@ -309,7 +309,7 @@ bool testing_model_open(testing_model *t, const kernels_backend *backend, kernel
         size_t n_groups = (session_len + KV_GROUP_TOKENS - 1) / KV_GROUP_TOKENS;
         status = backend->alloc(t->device, n_groups * layout.group_bytes, &t->kv, &err);
     }
-    if (status == PERCH_OK && backend->async) {
+    if (status == PERCH_OK && backend->async && backend->async->reserve) { /* a test's own may have none */
         kernels_limits limits;
         model_kernels_limits(config, &t->limits, 2, &limits);
         status = backend->async->reserve(t->device, &limits, &err);
@@ -327,7 +327,7 @@ void testing_model_close(testing_model *t) {
 }
 
 perch_status testing_model_pass(testing_model *t, const kernels_batch *batch, perch_error *err) {
-    const kernels_async *async = t->backend->async;
+    const kernels_async *async = t->backend->async && t->backend->async->choose ? t->backend->async : NULL;
     const kernels_chosen *none;
     perch_status status = model_forward(t->model, t->lane, batch, err);
     if (status == PERCH_OK && async) {
