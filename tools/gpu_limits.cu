@@ -158,8 +158,14 @@ template <class F> rate measure(const gpu &g, unsigned repeats, double amount, d
     return {rates[rates.size() / 2], rates.front(), rates.back()};
 }
 
+/* Blocks for so many threads: as many as keep the GPU busy, or fewer. */
+unsigned blocks(const gpu &g, size_t n_threads) {
+    return static_cast<unsigned>(std::min<size_t>(g.grid, (n_threads + THREADS - 1) / THREADS));
+}
+
 void fill(const gpu &g, void *to, size_t bytes, uint32_t seed) {
-    must(LAUNCH(fill_kernel, g.grid, THREADS, static_cast<uint32_t *>(to), bytes / 4, seed), "filling a buffer");
+    must(LAUNCH(fill_kernel, blocks(g, bytes / 4), THREADS, static_cast<uint32_t *>(to), bytes / 4, seed),
+         "filling a buffer");
 }
 
 /* ---------------------------------------------------------------- memory -- */
@@ -173,8 +179,8 @@ void check_copy(const gpu &g, const void *from, const void *to, size_t bytes, un
                 const char *what) {
     unsigned long long n = 0;
     must(cudaMemset(different, 0, sizeof n), what);
-    must(LAUNCH(compare_kernel, g.grid, THREADS, static_cast<const uint32_t *>(from), static_cast<const uint32_t *>(to),
-                bytes / 4, different),
+    must(LAUNCH(compare_kernel, blocks(g, bytes / 4), THREADS, static_cast<const uint32_t *>(from),
+                static_cast<const uint32_t *>(to), bytes / 4, different),
          what);
     must(cudaMemcpy(&n, different, sizeof n, cudaMemcpyDeviceToHost), what);
     if (n > 0) {
@@ -208,11 +214,13 @@ copies measure_copies(const gpu &g, const settings &s) {
     });
     check_copy(g, from, to, c.bytes, scratch, "a copy by the runtime");
     fill(g, to, c.bytes, 3);
-    c.by_kernel = measure(g, s.repeats, both, 1e9, "a copy by a kernel",
-                          [&] { must(LAUNCH(copy_kernel, g.grid, THREADS, in, out, n), "a copy by a kernel"); });
+    c.by_kernel = measure(g, s.repeats, both, 1e9, "a copy by a kernel", [&] {
+        must(LAUNCH(copy_kernel, blocks(g, n / IN_FLIGHT), THREADS, in, out, n), "a copy by a kernel");
+    });
     check_copy(g, from, to, c.bytes, scratch, "a copy by a kernel");
     c.read = measure(g, s.repeats, both / 2, 1e9, "reading", [&] {
-        must(LAUNCH(read_kernel, g.grid, THREADS, in, n, 0u, reinterpret_cast<uint32_t *>(scratch)), "reading");
+        must(LAUNCH(read_kernel, blocks(g, n / IN_FLIGHT), THREADS, in, n, 0u, reinterpret_cast<uint32_t *>(scratch)),
+             "reading");
     });
     must(cudaFree(from), "freeing a buffer");
     must(cudaFree(to), "freeing a buffer");
