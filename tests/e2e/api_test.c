@@ -144,6 +144,7 @@ static void a_pool_that_holds_no_sequence_is_refused_with_figures(void) {
     perch_options o = host_options("llama");
     perch_engine *e = NULL;
     perch_error err;
+    o.device = PERCH_DEVICE_CPU; /* a GPU's pages are larger */
     o.cache_bytes = 4096;
     o.page_bytes = 4096;
     check_status(perch_engine_create(&o, &e, &err), PERCH_E_NO_ROOM, &err, "session_len");
