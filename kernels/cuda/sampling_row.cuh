@@ -97,12 +97,12 @@ __device__ __forceinline__ bool comes_last(row_state *row) {
     __syncthreads();
     if (threadIdx.x == 0) {
         before[0] = atomicAdd(&row->arrived, 1u);
+        __threadfence(); /* PTX: it is the thread with the ticket that acquires; the barrier passes it on */
     }
     __syncthreads();
     if (before[0] + 1 != gridDim.x) {
         return false;
     }
-    __threadfence();
     if (threadIdx.x == 0) {
         row->arrived = 0;
     }

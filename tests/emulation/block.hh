@@ -19,7 +19,7 @@
 namespace simt {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kStack = 256 << 10;
+constexpr size_t kStack = (EMU_TSAN_ON ? 128 : 256) << 10;
 
 /* Where a thread goes on. */
 struct Context {
@@ -91,6 +91,7 @@ struct Block {
     const void *main_stack = nullptr;
     size_t main_bytes = 0;
     void *main_tsan = nullptr;
+    std::vector<void *> identities;                   /* ThreadSanitizer's threads */
     char *entry_edge = nullptr, *exit_edge = nullptr; /* ThreadSanitizer's: host → threads, threads → host */
     char *barrier_edge = nullptr;                     /* and at barriers: [0] __syncthreads, [1 + warp] __syncwarp */
     std::string error;

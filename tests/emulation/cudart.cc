@@ -410,9 +410,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
         if (flags != cudaStreamDefault && flags != cudaStreamNonBlocking) {
             return cudaErrorInvalidValue;
         }
-        Queue &q = queue();
-        *stream = new CUstream_st{++q.n_streams, flags == cudaStreamDefault, current_device(), nullptr, 0, {}};
-        q.streams.insert(*stream);
+        *stream = make_stream(flags == cudaStreamDefault, current_device());
         return cudaSuccess;
     });
 }

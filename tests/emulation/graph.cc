@@ -60,7 +60,7 @@ cudaError_t capture_work(cudaStream_t stream, Work work) {
     if (c->spoilt) {
         return cudaErrorStreamCaptureInvalidated;
     }
-    c->nodes.push_back({std::move(work), stream->tail});
+    c->nodes.push_back({std::move(work), stream == c->origin ? 0 : stream->number, stream->tail});
     stream->tail = {c->nodes.size() - 1};
     return cudaSuccess;
 }
@@ -210,7 +210,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
             for (size_t b : node.before) {
                 before.push_back(made[b + 1]);
             }
-            made.push_back(submit(node.work, s->number, before));
+            made.push_back(submit(node.work, node.stream ? node.stream : s->number, before));
         }
         s->last = exec->last = submit(Work(), s->number, made);
         drift(lock, false);

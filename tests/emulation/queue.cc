@@ -52,7 +52,8 @@ void *become_stream(Operation &op) {
     void *host = nullptr;
 #if EMU_TSAN_ON
     host = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(op.fiber, __tsan_switch_to_fiber_no_sync);
+    __tsan_switch_to_fiber(queue().identities.at(op.stream), __tsan_switch_to_fiber_no_sync);
+    __tsan_acquire(op.edge);
     for (const OperationPtr &b : op.before) {
         __tsan_acquire(b->edge);
     }
@@ -234,15 +235,22 @@ void acquire(const OperationPtr &op) {
 
 } // namespace
 
-Operation::~Operation() { EMU_TSAN(__tsan_destroy_fiber(fiber);) }
-
 Queue &queue() {
     static Queue *q = [] {
         Queue *made = new Queue;
         made->legacy = new CUstream_st{0, true, 0, nullptr, 0, {}};
+        EMU_TSAN(made->identities[0] = __tsan_create_fiber(0);)
         return made;
     }();
     return *q;
+}
+
+cudaStream_t make_stream(bool blocking, int device) {
+    Queue &q = queue();
+    cudaStream_t stream = new CUstream_st{++q.n_streams, blocking, device, nullptr, 0, {}};
+    EMU_TSAN(q.identities[stream->number] = __tsan_create_fiber(0);)
+    q.streams.insert(stream);
+    return stream;
 }
 
 cudaStream_t find_stream(cudaStream_t stream) {
@@ -275,7 +283,7 @@ OperationPtr submit(Work work, uint64_t stream, const std::vector<OperationPtr> 
         depend(op, b);
     }
     q.n_pending++;
-    EMU_TSAN(op->fiber = __tsan_create_fiber(0);)
+    EMU_TSAN(__tsan_release(op->edge);)
     if (op->n_before == 0) {
         q.ready.push_back(op);
     }
@@ -355,6 +363,11 @@ void forget_queue() {
     q.events.clear();
     q.orphans.clear();
     q.legacy->last = nullptr;
+    q.n_streams = 0;
+    while (q.identities.size() > 1) {
+        EMU_TSAN(__tsan_destroy_fiber(q.identities.rbegin()->second);)
+        q.identities.erase(std::prev(q.identities.end()));
+    }
     q.clock_us = 0;
 }
 std::string queue_leaks() {

@@ -13,6 +13,7 @@
 #include <condition_variable>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -48,15 +49,13 @@ struct Operation {
     bool done = false;
     bool wanted = false; /* somebody waits for it or for what comes after */
     double time_us = 0;  /* when it was done, by the emulation's clock */
-    void *fiber =
-        nullptr; /* as which it runs, to ThreadSanitizer: made with it, so that only what came before has happened */
-    char edge[8] = {}; /* where the others' happens-before hangs */
-    ~Operation();
+    char edge[8] = {};   /* where ThreadSanitizer's happens-before hangs */
 };
 typedef std::shared_ptr<Operation> OperationPtr;
 
 struct Node { /* of a graph */
     Work work;
+    uint64_t stream; /* that joined the capture; 0: the one where it began */
     std::vector<size_t> before;
 };
 
@@ -82,10 +81,13 @@ struct Queue {
     bool running = false; /* some thread runs an operation */
     std::condition_variable ran;
     double clock_us = 0;
+    /* ThreadSanitizer's threads for streams, made with them: one that is made later knows what happened in between. */
+    std::map<uint64_t, void *> identities;
     uint64_t n_resets = 0;
 };
 Queue &queue();
 
+cudaStream_t make_stream(bool blocking, int device);
 /* NULL where there is no such stream. */
 cudaStream_t find_stream(cudaStream_t stream);
 

@@ -50,8 +50,12 @@ void Context::change(Context &from, Context &to) { swapcontext(&from.uc, &to.uc)
 
 namespace {
 
-/* To ThreadSanitizer only so many blocks of a grid have threads of their own; the others' are the last of these. */
-constexpr uint64_t kFreshBlocks = 4;
+/*
+ * ThreadSanitizer knows what the last 255 threads did, no more. So a block's threads share a few of its threads: those of
+ * different warps never, those of a warp sometimes; and only the first blocks of a grid have threads of their own.
+ */
+constexpr uint64_t kFreshBlocks = 2;
+[[maybe_unused]] constexpr unsigned kIdentities = 32;
 
 struct Abandoned {}; /* unwinds the other threads of a block that failed */
 
@@ -89,6 +93,18 @@ void yield() {
     if (!block->error.empty()) {
         throw Abandoned();
     }
+}
+
+/* From within a Quiet, which is this thread's alone: others may be the same to ThreadSanitizer. */
+void wait_for_others() {
+    EMU_TSAN(__tsan_ignore_thread_end();)
+    try {
+        yield();
+    } catch (...) {
+        EMU_TSAN(__tsan_ignore_thread_begin();)
+        throw;
+    }
+    EMU_TSAN(__tsan_ignore_thread_begin();)
 }
 
 void resume(Fiber &f) {
@@ -292,12 +308,11 @@ Block::~Block() {
     for (Shared &s : shared) {
         s.drop();
     }
-    EMU_TSAN(for (Fiber &f
-                  : fiber) {
-        if (f.tsan) {
-            __tsan_destroy_fiber(f.tsan);
-        }
-    })
+#if EMU_TSAN_ON
+    for (void *f : identities) {
+        __tsan_destroy_fiber(f);
+    }
+#endif
     free_stacks();
 }
 
@@ -334,11 +349,19 @@ void Block::renew_threads() {
 #if EMU_TSAN_ON
     mmap(stacks, fiber.size() * (kStack + kPage), PROT_READ | PROT_WRITE,
          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    for (unsigned i = 0; i < n; i++) {
-        if (fiber[i].tsan) {
-            __tsan_destroy_fiber(fiber[i].tsan);
+    for (void *f : identities) {
+        __tsan_destroy_fiber(f);
+    }
+    identities.clear();
+    const unsigned warps = (n + 31) / 32, most = kIdentities / warps, each = most < 2 ? 2 : most;
+    for (unsigned w = 0; w < warps; w++) {
+        for (unsigned i = 0; i < each; i++) {
+            identities.push_back(__tsan_create_fiber(0));
         }
-        fiber[i].tsan = __tsan_create_fiber(0);
+        const unsigned shift = each < 32 ? rand() % 32 : 0, factor = each < 32 ? rand() % 16 * 2 + 1 : 1;
+        for (unsigned lane = 0; lane < 32 && w * 32 + lane < n; lane++) {
+            fiber[w * 32 + lane].tsan = identities[w * each + (lane * factor + shift) % 32 / (32 / each)];
+        }
     }
 #endif
 }
@@ -427,7 +450,7 @@ unsigned barrier(bool vote, const char *op, const char *file, int line) {
     if (++b.arrived == b.alive) {
         release_barrier();
     } else {
-        yield();
+        wait_for_others();
     }
     EMU_TSAN(__tsan_acquire(b.barrier_edge);)
     return f.votes;
@@ -452,7 +475,7 @@ void collective(Combine combine, unsigned mask, const void *in, void *out, const
     if ((w.waiting & mask & w.alive) == (mask & w.alive)) {
         complete_warp(w, mask, mask & w.alive);
     } else {
-        yield();
+        wait_for_others();
     }
 }
 
@@ -482,6 +505,7 @@ void before_atomic(void *p) {
 }
 
 void after_atomic(void *p) {
+    before_atomic(p); /* once more: it publishes itself, too */
     Quiet quiet;
     std::vector<void *> &atomics = block->current->atomics;
     if (atomics.empty() || atomics.back() != p) {

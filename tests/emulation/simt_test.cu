@@ -129,7 +129,7 @@ __global__ void odd_vector(int *out) { *reinterpret_cast<uint2 *>(out + 1) = mak
 /* ------------------------------------------------------------------------------------------------------- races */
 
 __global__ void no_barrier(int *out) { /* in the order of threads it looks right */
-    SHARED(int, s, [64]);
+    SHARED(int, s, [256]);
     s[threadIdx.x] = static_cast<int>(threadIdx.x);
     out[threadIdx.x] = threadIdx.x ? s[threadIdx.x - 1] : 0;
 }
@@ -172,28 +172,34 @@ __global__ void async_with_barrier(int *out) {
     __syncthreads();
     out[128 + threadIdx.x] = s[(threadIdx.x * 4 + 4) % 128];
 }
-__global__ void blocks_on_one_place(int *out) { out[(threadIdx.x + blockIdx.x) % 64] = static_cast<int>(blockIdx.x); }
+__global__ void blocks_on_one_place(int *out) { out[(threadIdx.x + blockIdx.x) % 256] = static_cast<int>(blockIdx.x); }
 __global__ void blocks_by_atomics(int *out) { atomicAdd(&out[threadIdx.x % 2], 1); }
 
-/* The last block adds up what all have left: with a fence before the ticket is drawn, and one after. */
-template <bool fenced> __global__ void last_block(int *out) {
+/* The last block adds up what all have left. Fences: before the ticket is drawn, and after, by the thread that has it. */
+enum Fences { none, both, not_its_own };
+template <Fences fences> __global__ void last_block(int *out) {
     SHARED(unsigned, ticket, [1]);
-    out[8 + blockIdx.x * 32 + threadIdx.x] = 1;
-    if (fenced) {
+    if (threadIdx.x < 7) {
+        out[8 + blockIdx.x * 7 + threadIdx.x] = 1;
+    }
+    if (fences != none) {
         __threadfence();
     }
     __syncthreads();
     if (threadIdx.x == 0) {
         ticket[0] = atomicAdd(reinterpret_cast<unsigned *>(out), 1u);
-        if (fenced) {
+        if (fences == both) {
             __threadfence();
         }
     }
     __syncthreads();
     if (ticket[0] + 1 == gridDim.x && threadIdx.x < 7) {
+        if (fences == not_its_own && threadIdx.x > 0) { /* the others have not seen the ticket */
+            __threadfence();
+        }
         int sum = 0;
         for (unsigned i = 0; i < gridDim.x; i++) {
-            sum += out[8 + i * 32 + threadIdx.x];
+            sum += out[8 + i * 7 + (threadIdx.x + 1) % 7];
         }
         out[1 + threadIdx.x] = sum;
     }
@@ -233,17 +239,18 @@ const Case cases[] = {
     {CASE(too_much_shared), 1, 32, 0, SAME("more than a block can have")},
     {CASE(all_of_shared), 1, 32, 45824 * 4, SAME("")},
     {CASE(odd_vector), 1, 1, 0, "", "misaligned address", ""},
-    {CASE(no_barrier), 1, 64, 0, "", "", "data race"},
+    {CASE(no_barrier), 1, 256, 0, "", "", "data race"},
     {CASE(with_barrier), 1, 64, 0, SAME("")},
     {CASE(warp_by_shuffle), 1, 32, 0, "", "", "data race"},
     {CASE(warp_by_syncwarp), 1, 32, 0, SAME("")},
     {CASE(vector_race), 1, 64, 0, "", "", "data race"},
     {CASE(async_without_barrier), 1, 32, 0, "", "", "data race"},
     {CASE(async_with_barrier), 1, 32, 0, SAME("")},
-    {CASE(blocks_on_one_place), 2, 64, 0, "", "", "data race"},
+    {CASE(blocks_on_one_place), 2, 256, 0, "", "", "data race"},
     {CASE(blocks_by_atomics), 2, 64, 0, SAME("")},
-    {CASE(last_block<true>), 4, 32, 0, SAME("")},
-    {CASE(last_block<false>), 4, 32, 0, "", "", "data race"},
+    {CASE(last_block<none>), 4, 256, 0, "", "", "data race"},
+    {CASE(last_block<both>), 4, 256, 0, SAME("")},
+    {CASE(last_block<not_its_own>), 4, 256, 0, "", "", "data race"},
 };
 
 /* Runs a case; says what the device has died of. */
