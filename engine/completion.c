@@ -116,6 +116,8 @@ static void leave_flights(perch_engine *e, completion *c) {
     if (cache_entry_n_valid(c->seq->entry) > c->seq->n_tokens) {
         cache_truncate(e->kv, c->seq->entry, c->seq->n_tokens);
     }
+    uint32_t n_valid = cache_entry_n_valid(c->seq->entry);
+    c->seq->n_computed = c->seq->n_computed > n_valid ? c->seq->n_computed : n_valid;
 }
 
 void completion_finish(perch_engine *e, completion *c, perch_finish finish) {

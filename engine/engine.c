@@ -4,6 +4,7 @@
 #include "engine/text/text.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -103,44 +104,74 @@ static perch_status check_tokenizer(const perch_engine *e, perch_error *err) {
     return PERCH_OK;
 }
 
-/* Opens the device and everything on it, by the plan. */
-static perch_status load(perch_engine *e, perch_error *err) {
-    const perch_options *o = &e->options;
-    plan_parts parts;
-    perch_status status = plan_load_config(o, &e->config, err);
-    if (status || (status = plan_load_tokenizer(o, &e->tokenizer, err)) || (status = check_tokenizer(e, err))) {
-        return status;
+/* Opens the device and everything on it, by the plan; what there is of it is closed by close_device. */
+static perch_status open_device(perch_engine *e, const perch_options *o, plan_parts *parts, perch_error *err) {
+    uint64_t tokenizer_host_bytes = e->tokenizer ? tokenizer_bytes(e->tokenizer) : 0;
+    perch_status status = plan_open(o, &e->config, tokenizer_host_bytes, &e->backend, &e->device, parts, &e->plan, err);
+    if (!status) {
+        status = model_load(e->backend, e->device, &e->config, &parts->limits,
+                            o->weights == PERCH_WEIGHTS_RANDOM ? NULL : o->path, o->random_seed, o->progress,
+                            o->progress_user, &e->model, err);
     }
-    status = plan_open(o, &e->config, e->tokenizer ? tokenizer_bytes(e->tokenizer) : 0, &e->backend, &e->device, &parts,
-                       &e->plan, err);
-    if (status) {
-        return status;
-    }
-    e->session_len = e->plan.session_len;
-    status = model_load(e->backend, e->device, &e->config, &parts.limits,
-                        o->weights == PERCH_WEIGHTS_RANDOM ? NULL : o->path, o->random_seed, o->progress,
-                        o->progress_user, &e->model, err);
-    if (status) {
-        return status;
-    }
-    if (e->backend->async) {
-        status = e->backend->async->reserve(e->device, &parts.step, err);
+    if (!status && e->backend->async) {
+        status = e->backend->async->reserve(e->device, &parts->step, err);
     }
     if (!status) {
         const kernels_kv kv = {
             .mapping = e->plan.mapping == PERCH_MAPPING_TABLE ? KERNELS_TABLE : KERNELS_VMM,
-            .page_bytes = parts.cache.page_bytes,
-            .group_bytes = parts.cache.group_bytes,
-            .n_pages = parts.cache.n_pages,
-            .n_slots = parts.cache.n_slots,
-            .pages_per_slot = cache_pages_per_slot(&parts.cache),
+            .page_bytes = parts->cache.page_bytes,
+            .group_bytes = parts->cache.group_bytes,
+            .n_pages = parts->cache.n_pages,
+            .n_slots = parts->cache.n_slots,
+            .pages_per_slot = cache_pages_per_slot(&parts->cache),
         };
         status = e->backend->kv_open(e->device, &kv, err);
+        e->kv_is_open = !status;
     }
-    if (status) {
+    return status;
+}
+
+static void close_device(perch_engine *e) {
+    if (e->kv_is_open) {
+        e->backend->kv_close(e->device);
+    }
+    model_destroy(e->model);
+    e->backend->close(e->device);
+    e->kv_is_open = false;
+    e->model = NULL;
+    e->device = NULL;
+}
+
+/* device = auto: what the plan could not foresee, as a GPU that another process fills meanwhile, is no reason to fail either. */
+static perch_status open_some_device(perch_engine *e, plan_parts *parts, perch_error *err) {
+    perch_error why = {PERCH_OK, ""};
+    perch_status status = open_device(e, &e->options, parts, &why);
+    if (status && e->options.device == PERCH_DEVICE_AUTO && e->backend != kernels_cpu() && plan_may_use_cpu(status)) {
+        perch_options on_cpu = e->options;
+        perch_status gpu_status = status;
+        char note[sizeof e->plan.note];
+        snprintf(note, sizeof note, "%.*s", (int)sizeof note - 1, why.message);
+        close_device(e);
+        on_cpu.device = PERCH_DEVICE_CPU;
+        status = open_device(e, &on_cpu, parts, &why);
+        e->plan.gpu_status = gpu_status;
+        memcpy(e->plan.note, note, sizeof note);
+    }
+    if (status && err) {
+        *err = why;
+    }
+    return status;
+}
+
+static perch_status load(perch_engine *e, perch_error *err) {
+    const perch_options *o = &e->options;
+    plan_parts parts;
+    perch_status status = plan_load_config(o, &e->config, err);
+    if (status || (status = plan_load_tokenizer(o, &e->tokenizer, err)) || (status = check_tokenizer(e, err)) ||
+        (status = open_some_device(e, &parts, err))) {
         return status;
     }
-    e->kv_is_open = true;
+    e->session_len = e->plan.session_len;
     status = cache_create(&parts.cache, &e->kv, err);
     if (status || (status = sched_init(&e->sched, &parts.sched, e->kv, completion_admitted, e, err))) {
         return status;
@@ -247,11 +278,7 @@ void perch_engine_destroy(perch_engine *e) {
     deadlines_fini(&e->deadlines);
     sched_fini(&e->sched);
     cache_destroy(e->kv);
-    if (e->kv_is_open) {
-        e->backend->kv_close(e->device);
-    }
-    model_destroy(e->model);
-    e->backend->close(e->device);
+    close_device(e);
     perch_tokenizer_destroy(e->tokenizer);
     sampler_destroy(e->sampler);
     free(e->batch_tokens);

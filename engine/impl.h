@@ -216,6 +216,8 @@ typedef struct plan_parts {
 perch_status plan_open(const perch_options *options, const model_config *config, uint64_t tokenizer_host_bytes,
                        const kernels_backend **backend, kernels_device **device, plan_parts *parts, perch_plan *plan,
                        perch_error *err);
+/* Whether `auto` may go on to the CPU after this status: the GPU, not the configuration, is at fault. */
+bool plan_may_use_cpu(perch_status status);
 perch_status plan_load_config(const perch_options *options, model_config *config, perch_error *err);
 perch_status plan_load_tokenizer(const perch_options *options, perch_tokenizer **out, perch_error *err);
 

@@ -207,6 +207,9 @@ static perch_status make(const perch_options *o, const kernels_backend *backend,
     }
     model_memory_compute(backend, device, config, &parts->limits, &parts->model);
     model_kernels_limits(config, &parts->limits, o->max_batch_size, &parts->step);
+    if (backend->async && backend->async->check && (status = backend->async->check(device, &parts->step, err))) {
+        return status;
+    }
     plan->weights_bytes = parts->model.weights_bytes;
     plan->workspace_bytes = parts->model.workspace_bytes;
     plan->reserve_bytes = backend->async ? backend->async->reserve_bytes(device, &parts->step) : 0;
@@ -243,8 +246,7 @@ static perch_status open_on(const perch_options *o, const kernels_backend *backe
     return status;
 }
 
-/* Whether `auto` may go on to the CPU: the GPU, not the configuration, is at fault. */
-static bool is_the_devices(perch_status status) {
+bool plan_may_use_cpu(perch_status status) {
     return status == PERCH_E_UNSUPPORTED || status == PERCH_E_NO_ROOM || status == PERCH_E_NOMEM ||
            status == PERCH_E_DEVICE;
 }
@@ -263,7 +265,7 @@ perch_status plan_open(const perch_options *o, const model_config *config, uint6
             *backend = cuda;
             status = open_on(o, *backend, config, tokenizer_host_bytes, device, parts, plan, reason);
         }
-        if (!status || o->device == PERCH_DEVICE_CUDA || !is_the_devices(status)) {
+        if (!status || o->device == PERCH_DEVICE_CUDA || !plan_may_use_cpu(status)) {
             if (status && o->device == PERCH_DEVICE_AUTO && err) {
                 *err = why;
             }

@@ -162,7 +162,9 @@ typedef struct kernels_pass {
  * when it was waited for. All calls come from one thread at a time. E_DEVICE: the device is done for.
  */
 typedef struct kernels_async {
-    /* Device bytes that `reserve` takes: batches, attention's partial results, choices and histories, graphs, GEMM workspace. */
+    /* Whether a model of this shape can run at all: E_UNSUPPORTED says what can't. NULL: any can. */
+    perch_status (*check)(const kernels_device *device, const kernels_limits *limits, perch_error *err);
+    /* Device bytes that `reserve` takes: batches, attention's partial results, choices and histories, graphs. */
     uint64_t (*reserve_bytes)(const kernels_device *device, const kernels_limits *limits);
     /* Once, before the first begin. E_NOMEM, E_UNSUPPORTED (a shape). */
     perch_status (*reserve)(kernels_device *device, const kernels_limits *limits, perch_error *err);

@@ -252,6 +252,7 @@ static size_t cuda_act_bytes(const kernels_device *device) {
 }
 
 static const kernels_async async = {
+    .check = cuda_check_limits,
     .reserve_bytes = cuda_reserve_bytes,
     .reserve = cuda_reserve,
     .begin = cuda_begin,

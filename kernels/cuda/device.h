@@ -345,6 +345,7 @@ perch_status cuda_run_gather(kernels_device *device, const kernels_batch *batch,
                              size_t row_bytes, void *y, perch_error *err);
 
 /* reserve.c */
+perch_status cuda_check_limits(const kernels_device *device, const kernels_limits *limits, perch_error *err);
 uint64_t cuda_reserve_bytes(const kernels_device *device, const kernels_limits *limits);
 perch_status cuda_reserve(kernels_device *device, const kernels_limits *limits, perch_error *err);
 void cuda_unreserve(kernels_device *device);

@@ -84,7 +84,7 @@ static void compute_sizes(const kernels_device *device, const kernels_limits *li
                    .history = cuda_align(n * limits->session_len * sizeof(int32_t))};
     add_pass(device, limits, limits->max_logit_rows, out);
     for (uint32_t rows = 1, most = cuda_graph_most(limits); device->recorder.wanted;
-         rows = rows < most / 2 ? rows * 2 : most) {
+         rows = rows <= most / 2 ? rows * 2 : most) {
         kernels_limits graph = cuda_graph_limits(limits, rows);
         add_pass(device, &graph, rows < limits->max_logit_rows ? rows : limits->max_logit_rows, out);
         if (rows == most) {
@@ -105,7 +105,7 @@ uint64_t cuda_reserve_bytes(const kernels_device *device, const kernels_limits *
 
 /* --- reserve */
 
-static perch_status check_limits(const kernels_device *device, const kernels_limits *limits, perch_error *err) {
+perch_status cuda_check_limits(const kernels_device *device, const kernels_limits *limits, perch_error *err) {
     if (device->reserved) {
         return err_set(err, PERCH_E_INVALID, "GPU %d is reserved already", device->ordinal);
     }
@@ -175,7 +175,7 @@ static perch_status take_memory(kernels_device *device, const sizes *s, perch_er
 perch_status cuda_reserve(kernels_device *device, const kernels_limits *limits, perch_error *err) {
     sizes s;
     perch_status status = cuda_enter(device, err);
-    if (status != PERCH_OK || (status = check_limits(device, limits, err)) != PERCH_OK) {
+    if (status != PERCH_OK || (status = cuda_check_limits(device, limits, err)) != PERCH_OK) {
         return status;
     }
     compute_sizes(device, limits, &s);

@@ -140,7 +140,8 @@ static gemm_record record_of(const kernels_device *device, const gemm_shape *sha
 
 /* Whether the file had a plan that can be used. */
 static bool recall(kernels_device *device, gemm_shape *shape, gemm_kind kind, uint32_t n_rows, gemm_plan *plan) {
-    const gemm_record like = record_of(device, shape, kind, device->deterministic ? 0 : cuda_gemm_bucket(n_rows));
+    const uint32_t tried = device->deterministic && n_rows > MAX_TIMED_ROWS ? MAX_TIMED_ROWS : n_rows;
+    const gemm_record like = record_of(device, shape, kind, cuda_gemm_bucket(tried));
     const gemm_record *found = cuda_records_find(&device->gemm, &like);
     if (found == NULL || (found->path == GEMM_SMALL ? !small_can(device, shape, n_rows)
                                                     : !fits(device, shape, kind, &found->algo, n_rows))) {
@@ -349,7 +350,8 @@ static perch_status tune_deterministic(kernels_device *device, gemm_shape *shape
     }
     if (status == PERCH_OK) {
         shape->plans[kind][0] = (gemm_plan){.path = GEMM_LT, .algo = passed.algo[best]};
-        status = keep(device, shape, kind, 0, &shape->plans[kind][0], err);
+        /* The file has it for as many rows as it was tried with: a later start with more tries again. */
+        status = keep(device, shape, kind, cuda_gemm_bucket(b->rows), &shape->plans[kind][0], err);
     }
     return status;
 }
@@ -420,6 +422,9 @@ static perch_status tune_shape(kernels_device *device, gemm_shape *shape, gemm_k
         return PERCH_OK;
     }
     const uint32_t last = device->deterministic ? 0 : cuda_gemm_bucket(most);
+    if (device->deterministic) {
+        most = 1u << cuda_gemm_bucket(most);
+    }
     for (uint32_t bucket = 0; bucket <= last && status == PERCH_OK; bucket++) {
         const uint32_t n_rows = device->deterministic ? most : 1u << bucket;
         if (shape->plans[kind][bucket].path != GEMM_UNKNOWN ||
@@ -429,7 +434,9 @@ static perch_status tune_shape(kernels_device *device, gemm_shape *shape, gemm_k
         if (b.x == NULL) {
             status = bench_open(device, shape, device->deterministic ? most : 1u << last, &b, err);
         }
-        if (status == PERCH_OK && device->deterministic) {
+        if (status == PERCH_OK && device->deterministic && b.rows < most && b.rows < MAX_TIMED_ROWS) {
+            status = err_set(err, PERCH_E_NOMEM, "deterministic: no memory to try algorithms with %u rows", most);
+        } else if (status == PERCH_OK && device->deterministic) {
             status = tune_deterministic(device, shape, kind, &b, err);
         } else if (status == PERCH_OK && n_rows <= b.rows) {
             status = cuda_check(
@@ -450,7 +457,7 @@ perch_status cuda_tune_guess(kernels_device *device, gemm_shape *shape, gemm_kin
     gemm_plan *plan = &shape->plans[kind][device->deterministic ? 0 : cuda_gemm_bucket(n_rows)];
     candidates c = {.n = 0};
     bool learned = false;
-    if (device->deterministic) { /* nothing is used that was not tried out */
+    if (device->deterministic) { /* nothing is used that was not tried out, with up to MAX_TIMED_ROWS rows */
         uint32_t most = most_rows(device, n_rows);
         return tune_shape(device, shape, kind, most, &learned, err);
     }

@@ -195,6 +195,7 @@ void cuda_records_save(const cuda_gemm *gemm) {
         return;
     }
     snprintf(temporary, bytes, "%s.%ld", gemm->path, (long)getpid());
+    (void)unlink(temporary); /* of a process of that number that ended in the middle */
     make_folders(temporary);
     FILE *file = fopen(temporary, "wxe");
     if (file != NULL) {

@@ -7,6 +7,7 @@
 #include "tests/e2e/host.h"
 #include "tests/emulation/emulation.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define N_TURNS 3u
@@ -146,6 +147,36 @@ static void what_is_wrong_with_the_gpu_is_said(void) {
     emulation_reset(NULL);
 }
 
+/* What only shows when the model is loaded: auto is the CPU then, too. A head dim that GPUs don't take shows in the plan. */
+static void auto_is_the_cpu_whatever_the_gpu_lacks(void) {
+    if (!emulated()) {
+        return;
+    }
+    for (int i = 0; i < 3; i++) {
+        static const char *const calls[] = {NULL, "cuMemCreate", "cudaHostAlloc"};
+        perch_options o = gpu_options();
+        perch_error err = {PERCH_OK, ""};
+        perch_engine *e = NULL;
+        emulation_reset(NULL);
+        if (calls[i]) {
+            emulation_fail(calls[i], i == 1 ? 1 : 2, 0);
+        } else {
+            snprintf(o.path, sizeof o.path, "tests/fixtures/engine/mistral");
+        }
+        o.device = PERCH_DEVICE_AUTO;
+        if (CHECK_MSG(perch_engine_create(&o, &e, &err) == PERCH_OK, "%d: %s", i, err.message)) {
+            perch_plan plan = {.struct_size = sizeof plan};
+            CU_ASSERT_EQUAL(perch_engine_plan(e, &plan, NULL), PERCH_OK);
+            CHECK_MSG(strncmp(plan.backend, "cpu", 3) == 0 && plan.gpu_status != PERCH_OK && strlen(plan.note) > 10,
+                      "%d: %s, \"%s\"", i, plan.backend, plan.note);
+            CU_ASSERT_EQUAL(run_turns(e), PERCH_OK);
+        }
+        perch_engine_destroy(e);
+        CHECK_MSG(strcmp(emulation_leaks(), "") == 0, "%d: left over: %s", i, emulation_leaks());
+    }
+    emulation_reset(NULL);
+}
+
 /* The plan holds: the device never has more taken than it said. */
 static void the_plan_holds(void) {
     if (!emulated()) {
@@ -172,6 +203,7 @@ int main(int argc, char **argv) {
     static const test_case tests[] = {
         {"the_plan_holds", the_plan_holds},
         {"what_is_wrong_with_the_gpu_is_said", what_is_wrong_with_the_gpu_is_said},
+        {"auto_is_the_cpu_whatever_the_gpu_lacks", auto_is_the_cpu_whatever_the_gpu_lacks},
         {"every_failure_is_a_status_and_nothing_is_left", every_failure_is_a_status_and_nothing_is_left},
     };
     return test_main("gpu_failure_test", tests, sizeof tests / sizeof *tests, argc, argv);
