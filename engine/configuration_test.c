@@ -30,7 +30,8 @@ static const char *const introduction =
     "- A line has at most 1022 bytes and isn't continued by a backslash; a file has at most 256 KiB.\n"
     "- Bytes take a suffix `K`, `M`, `G` or `T`: powers of 1024.\n"
     "- `auto` leaves the choice to the engine.\n"
-    "- A relative `[model] path`, `tokenizer_path` or `cache_dir` is taken from the folder of the file that it stands in; on the\n"
+    "- A relative `[model] path`, `tokenizer_path` or `cache_dir` is taken from the folder of the file that it stands "
+    "in; on the\n"
     "  command line, from the working directory.\n"
     "- Sections that are not listed here belong to the program: `perch bench` reads `[bench]`.\n";
 
