@@ -203,8 +203,13 @@ static uint8_t *place(const cpu_kv *kv, uint32_t slot, uint32_t index) {
 kv_view cpu_kv_slot(const kernels_device *device, uint32_t slot) {
     const cpu_kv *kv = &device->kv;
     assert(slot < kv->n_slots);
-    return kv->mapping == KERNELS_TABLE ? (kv_view){.blocks = cpu_table_place(kv, slot, 0)}
-                                        : (kv_view){.base = place(kv, slot, 0)};
+    kv_view view = {NULL, NULL};
+    if (kv->mapping == KERNELS_TABLE) {
+        view.blocks = cpu_table_place(kv, slot, 0);
+    } else {
+        view.base = place(kv, slot, 0);
+    }
+    return view;
 }
 
 static perch_status map_run(const cpu_kv *kv, const kv_command *first, size_t n, perch_error *err) {

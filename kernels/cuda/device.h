@@ -16,7 +16,7 @@
 #include <cublasLt.h>
 #include <cuda.h>
 
-#if CUDART_VERSION < 12000
+#if defined(CUDART_VERSION) && CUDART_VERSION < 12000
 #error "perch needs CUDA 12 or later"
 #endif
 
