@@ -117,12 +117,12 @@ cudaError_t set(Lock &lock, void *p, int value, size_t n, cudaStream_t stream) {
 /* -------------------------------------------------------------------------------------------------- kernels */
 
 /*
- * Whether something lies there, of whatever kind. Under sanitizers nothing of the program lies low, but their shadow does, where
- * two counts side by side look like an address.
+ * Whether a word could be an address where something lies, of whatever kind. Two counts side by side can look like one, or a
+ * count and what the stack left beside it; and under sanitizers their shadow, which lies low, is no memory of the program's.
  */
 bool is_mapped(const void *p) {
     unsigned char in_core;
-    if ((EMU_ASAN_ON || EMU_TSAN_ON) && address(p) < 1ull << 46) {
+    if (static_cast<uint32_t>(address(p)) < 1u << 24 || ((EMU_ASAN_ON || EMU_TSAN_ON) && address(p) < 1ull << 44)) {
         return false;
     }
     return mincore(pointer(address(p) / 4096 * 4096), 1, &in_core) == 0;

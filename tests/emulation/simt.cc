@@ -353,7 +353,11 @@ void Block::renew_threads() {
         __tsan_destroy_fiber(f);
     }
     identities.clear();
-    const unsigned warps = (n + 31) / 32, most = kIdentities / warps, each = most < 2 ? 2 : most;
+    const unsigned warps = (n + 31) / 32;
+    unsigned each = 2; /* a power of two */
+    while (each * 2 * warps <= kIdentities) {
+        each *= 2;
+    }
     for (unsigned w = 0; w < warps; w++) {
         for (unsigned i = 0; i < each; i++) {
             identities.push_back(__tsan_create_fiber(0));
