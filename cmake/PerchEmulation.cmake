@@ -1,5 +1,7 @@
 # The CUDA backend on the CPU: its sources compiled for tests/emulation, where a C++ compiler and CUDA's headers are found.
 
+option(PERCH_SANITIZE_EMULATION "Build the emulation with sanitizers too, where those are on" OFF)
+
 # Sets PERCH_EMULATION.
 macro(perch_find_emulation)
   set(PERCH_EMULATION OFF)
@@ -14,7 +16,8 @@ macro(perch_find_emulation)
   endif()
   include(CheckLanguage)
   check_language(CXX)
-  if(PERCH_BUILD_TESTS AND CMAKE_CXX_COMPILER AND PERCH_CUDA_INCLUDE_DIR)
+  if(PERCH_BUILD_TESTS AND CMAKE_CXX_COMPILER AND PERCH_CUDA_INCLUDE_DIR AND
+     (PERCH_SANITIZE_EMULATION OR NOT PERCH_SANITIZE))
     enable_language(CXX)
     set(CMAKE_CXX_STANDARD 17)
     set(CMAKE_CXX_STANDARD_REQUIRED ON)
