@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(small<DP>::THREADS, small<DP>::CTAS) attend_sm
     DYN_SHARED(unsigned char, memory);
     const small_shared<T, DP> sh(memory);
     const uint32_t n = p.counts->n_attend != 0 ? p.attend[0].n_small : 0;
-    take_pieces(p, {&p.counts->tickets[0], 0, n, 0}, sh.next, sh.work, [&] { attend_small_piece<T, DP>(sh, p); });
+    take_pieces(p, &p.counts->tickets[0], 0, n, sh.next, sh.work, [&] { attend_small_piece<T, DP>(sh, p); });
 }
 
 } // namespace attention

@@ -343,7 +343,7 @@ template <class T, int DP> __global__ void __launch_bounds__(tall<DP>::THREADS, 
     DYN_SHARED(unsigned char, memory);
     const tall_shared<T, DP> sh(memory);
     const uint32_t n = p.counts->n_attend, n_small = n != 0 ? p.attend[0].n_small : 0;
-    take_pieces(p, {&p.counts->tickets[1], n_small, n, 0}, sh.next, sh.work, [&] {
+    take_pieces(p, &p.counts->tickets[1], n_small, n, sh.next, sh.work, [&] {
         if (sh.work->first_block == sh.work->end_block) { /* the window is past these chunks */
             if (threadIdx.x == 0) {
                 sh.next->draw();

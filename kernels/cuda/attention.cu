@@ -15,8 +15,7 @@ cudaError_t attend_96(const launch &l);
 cudaError_t attend_128(const launch &l);
 cudaError_t attend_256(const launch &l);
 
-/* CTAs on a processor, at most; those that find no room at once find the work done. */
-constexpr uint32_t SMALL_CTAS = 4, TALL_CTAS = 1, MERGE_CTAS = 3;
+constexpr uint32_t MERGE_CTAS = 3; /* on a processor */
 
 /* ------------------------------------------------------------------------ merge */
 
@@ -141,13 +140,13 @@ static cudaError_t attend(const launch &l) {
                       : attend_256(l);
 }
 
-static cudaError_t count_processors(uint32_t *n) {
-    int device = 0, count = 0;
+static cudaError_t get_attribute(cudaDeviceAttr attribute, uint32_t *value) {
+    int device = 0, v = 0;
     cudaError_t e = cudaGetDevice(&device);
     if (e == cudaSuccess) {
-        e = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+        e = cudaDeviceGetAttribute(&v, attribute, device);
     }
-    *n = uint32_t(count);
+    *value = uint32_t(v);
     return e;
 }
 
@@ -163,8 +162,11 @@ cudaError_t cuda_attention(cudaStream_t stream, kernels_dtype dtype, const cuda_
                            uint32_t max_merge, float *partials) {
     using namespace attention;
     const kv_layout *const layout = &attention->layout;
-    uint32_t n_processors = 0;
-    cudaError_t e = count_processors(&n_processors);
+    launch l = {};
+    cudaError_t e = get_attribute(cudaDevAttrMultiProcessorCount, &l.n_processors);
+    if (e == cudaSuccess) {
+        e = get_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, &l.shared_bytes);
+    }
     if (e != cudaSuccess) {
         return e;
     }
@@ -172,7 +174,6 @@ cudaError_t cuda_attention(cudaStream_t stream, kernels_dtype dtype, const cuda_
         (dtype != KERNELS_BF16 && dtype != KERNELS_F16)) {
         return cudaErrorInvalidValue;
     }
-    launch l = {};
     l.p.counts = batch->counts;
     l.p.rows = batch->rows;
     l.p.attend = attend;
@@ -190,17 +191,14 @@ cudaError_t cuda_attention(cudaStream_t stream, kernels_dtype dtype, const cuda_
     l.p.scale_log2 = attention->scale * CUDART_L2E_F;
     l.dtype = dtype;
     l.stream = stream;
-    if (l.p.n_group <= CUDA_SMALL_QUERIES) {
-        l.small_grid = std::min(max_attend, SMALL_CTAS * n_processors);
-    }
-    if (uint64_t(max_row_tokens) * l.p.n_group > CUDA_SMALL_QUERIES) {
-        l.tall_grid = std::min(max_attend, TALL_CTAS * n_processors);
-    }
+    l.small = l.p.n_group <= CUDA_SMALL_QUERIES;
+    l.tall = uint64_t(max_row_tokens) * l.p.n_group > CUDA_SMALL_QUERIES;
+    l.max_attend = max_attend;
     e = attention::attend(l);
     if (e != cudaSuccess) {
         return e;
     }
-    const uint32_t merge_grid = std::min(std::max(max_merge, 1u) * CUDA_SMALL_QUERIES, MERGE_CTAS * n_processors);
+    const uint32_t merge_grid = std::min(std::max(max_merge, 1u) * CUDA_SMALL_QUERIES, MERGE_CTAS * l.n_processors);
     const auto kernel = dtype == KERNELS_BF16 ? merge_partials<__nv_bfloat16> : merge_partials<__half>;
     return simt::launch(kernel, dim3(merge_grid), dim3(MERGE_THREADS), MERGE_BYTES, stream, l.p);
 }

@@ -45,7 +45,10 @@ struct launch {
     params p;
     kernels_dtype dtype;
     cudaStream_t stream;
-    uint32_t small_grid, tall_grid; /* 0: none */
+    bool small, tall; /* whether there can be pieces of the kind */
+    uint32_t max_attend;
+    uint32_t n_processors;
+    uint32_t shared_bytes; /* that a CTA can have; a processor has 1 KB more, and takes so much for each CTA */
 };
 
 /* ------------------------------------------------------------------------ tiles in shared memory */
@@ -63,10 +66,13 @@ template <int DP> struct tile {
     static constexpr uint32_t STRIDE = PADDED ? DP + 8 : DP; /* elements */
     static constexpr uint32_t KEYS = BLOCK * STRIDE;         /* elements of a block's K or V */
 
+    /* Which piece a row has in place 0. */
+    static constexpr __device__ __forceinline__ uint32_t swizzle(uint32_t row) {
+        return PADDED ? 0 : DP == 32 ? row / 2 % 4 : row % 8;
+    }
     /* Element 0 of a row's piece. */
     static __device__ __forceinline__ uint32_t at(uint32_t row, uint32_t piece) {
-        const uint32_t place = PADDED ? piece : piece ^ (DP == 32 ? row / 2 % 4 : row % 8);
-        return row * STRIDE + place * 8;
+        return row * STRIDE + (piece ^ swizzle(row)) * 8;
     }
     /* A lane's place in column i of 16 elements, given that in column 0, or in one whose number has none of i's bits. */
     static __device__ __forceinline__ uint32_t column(uint32_t at, uint32_t i) {
@@ -134,12 +140,15 @@ __device__ __forceinline__ void get_piece(const params &p, uint32_t i, piece *w)
     w->first_query = 0;
 }
 
-/* The pieces [first, end) of a plan that CTAs draw, one at a time until all are taken. Who gets which changes nothing but the time. */
+/*
+ * The pieces [first, end) of a plan: a CTA has the one of its own number first and then draws one at a time until all are taken.
+ * Who gets which changes nothing but the time.
+ */
 struct drawing {
     uint32_t *tickets;
     uint32_t first, end;
     uint32_t next;
-    __device__ __forceinline__ void draw() { next = first + atomicAdd(tickets, 1u); }
+    __device__ __forceinline__ void draw() { next = first + gridDim.x + atomicAdd(tickets, 1u); }
 };
 
 /*
@@ -147,11 +156,10 @@ struct drawing {
  * first loads are on their way.
  */
 template <class F>
-__device__ __forceinline__ void take_pieces(const params &p, const drawing &from, drawing *d, piece *w,
-                                            const F &attend) {
+__device__ __forceinline__ void take_pieces(const params &p, uint32_t *tickets, uint32_t first, uint32_t end,
+                                            drawing *d, piece *w, const F &attend) {
     if (threadIdx.x == 0) {
-        *d = from;
-        d->draw();
+        *d = {tickets, first, end, first + blockIdx.x};
     }
     for (;;) {
         if (threadIdx.x == 0) {
@@ -207,15 +215,23 @@ __device__ __forceinline__ const unsigned char *group_at(const params &p, const 
 template <class T, int DP, uint32_t ROWS>
 __device__ __forceinline__ void load_rows(T *to, uint32_t first_row, const unsigned char *from, const params &p,
                                           const piece &w, uint32_t position) {
+    using S = tile<DP>;
+    static_assert(ROWS * S::PIECES % 32 == 0, "");
+    constexpr bool EVEN = 32 % S::PIECES == 0; /* the warp takes whole rows: a lane's piece is the same in each step */
     const range seen = w.seen;
-    constexpr uint32_t PIECES = tile<DP>::PIECES;
-    static_assert(ROWS * PIECES % 32 == 0, "");
-    const uint32_t lane = ptx::opaque(threadIdx.x) % 32;
-#pragma unroll
-    for (uint32_t k = 0; k < ROWS * PIECES; k += 32) {
-        const uint32_t i = k + lane, row = i / PIECES, c = i % PIECES;
+    const uint32_t lane = ptx::opaque(threadIdx.x) % 32, first = lane / S::PIECES, piece = lane % S::PIECES;
+    const uint32_t first_at = S::at(first_row + first, piece);
+#pragma unroll(DP <= 128 ? 8 : 2)
+    for (uint32_t k = 0; k < ROWS * S::PIECES; k += 32) {
+        uint32_t row = first + k / S::PIECES, c = piece;
+        uint32_t at = (first_at ^ S::swizzle(k / S::PIECES) * 8) + k / S::PIECES * S::STRIDE;
+        if (!EVEN) {
+            row = (k + lane) / S::PIECES;
+            c = (k + lane) % S::PIECES;
+            at = S::at(first_row + row, c);
+        }
         const bool valid = position + row - seen.begin < seen.end - seen.begin && c * 8 < p.head_dim;
-        ptx::cp_async16(to + tile<DP>::at(first_row + row, c), from + (row * p.head_dim + c * 8) * 2, valid);
+        ptx::cp_async16(to + at, from + (row * p.head_dim + c * 8) * 2, valid);
     }
 }
 

@@ -113,74 +113,111 @@ class row_memory {
     std::unique_ptr<device_array<uint8_t *>> table;
 };
 
-/* The outputs [token][head * D] of the parts, one row each, in one launch. */
-static std::vector<uint16_t> attend(test_rng *rng, const shape &s, const std::vector<part> &parts,
-                                    uint32_t n_processors) {
-    const uint32_t n_heads = s.n_kv_heads * s.n_group, width = n_heads * s.head_dim;
-    const uint32_t stride = width + 2 * s.n_kv_heads * s.head_dim;
+/* Parts of sequences, one row each, in one launch. */
+class step {
+  public:
+    step(test_rng *random, const shape &of, const std::vector<part> &parts) : rng(random), s(of) {
+        const uint32_t n_heads = s.n_kv_heads * s.n_group;
+        width = n_heads * s.head_dim;
+        for (const part &p : parts) {
+            memory.emplace_back(new row_memory(rng, s, p));
+            kernels_row row = {};
+            row.kv = memory.back()->view;
+            row.first_token = b.counts.n_tokens;
+            row.n_tokens = p.n;
+            row.first_position = p.first;
+            b.rows.push_back(row);
+            b.counts.n_tokens += p.n;
+            b.counts.n_rows++;
+            limits.session_len = std::max(limits.session_len, p.first + p.n);
+            max_row_tokens = std::max(max_row_tokens, p.n);
+            for (uint32_t t = p.first; t < p.first + p.n; t++) {
+                const auto q = p.of->q.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(t) * width);
+                qkv.insert(qkv.end(), q, q + width);
+                /* Keys and values are in the cache by now. */
+                qkv.insert(qkv.end(), static_cast<size_t>(2) * s.n_kv_heads * s.head_dim, NOT_A_NUMBER);
+            }
+        }
+        b.tokens = {0};
+        b.token_from = b.positions = b.token_row = b.row_slot = b.logit_tokens = {0};
+        limits.max_step_tokens = b.counts.n_tokens;
+        limits.max_batch_size = b.counts.n_rows;
+        limits.n_heads = n_heads;
+        limits.layout = layout_of(s);
+        attention.layout = limits.layout;
+        attention.layer = LAYER;
+        attention.n_heads = n_heads;
+        attention.window = s.window;
+        attention.scale = scale_of(s);
+    }
+
+    /* The outputs [token][head * D], by a plan for so many processors. */
+    std::vector<uint16_t> run(uint32_t n_processors) {
+        cuda_attention_sizes sizes;
+        cuda_attention_sizes_get(&limits, n_processors, &sizes);
+        attend.resize(sizes.max_attend);
+        merge.resize(sizes.max_merge + 1);
+        kernels_batch batch = {};
+        batch.n_tokens = b.counts.n_tokens;
+        batch.n_rows = b.counts.n_rows;
+        batch.rows = b.rows.data();
+        cuda_attention_plan(&limits, n_processors, &batch, attend.data(), &b.counts.n_attend, merge.data(),
+                            &b.counts.n_merge);
+        /* Grids for what there is, as in a step, or for what there could be, as in a graph. */
+        const bool graph = test_rng_below(rng, 2) != 0;
+        return run_pieces(graph ? sizes.max_attend : b.counts.n_attend, graph ? sizes.max_merge : b.counts.n_merge,
+                          sizes.partial_bytes / sizeof(float) + 4, nullptr);
+    }
+
+    /* The same by pieces of the caller's, who gets the partial results. */
+    std::vector<uint16_t> run_pieces(const std::vector<cuda_attend_work> &pieces, std::vector<float> *partials) {
+        attend = pieces;
+        merge.resize(1);
+        b.counts.n_attend = static_cast<uint32_t>(pieces.size());
+        b.counts.n_merge = 0;
+        return run_pieces(b.counts.n_attend, 0, partials->size(), partials);
+    }
+
+  private:
+    std::vector<uint16_t> run_pieces(uint32_t max_attend, uint32_t max_merge, size_t n_floats,
+                                     std::vector<float> *partials) {
+        device_batch on_device(b);
+        device_array<uint16_t> in(qkv);
+        device_array<uint16_t> out(std::vector<uint16_t>((b.counts.n_tokens + 1) * static_cast<size_t>(width), 7));
+        device_array<cuda_attend_work> device_attend(attend);
+        device_array<cuda_merge_work> device_merge(merge);
+        device_array<float> device_partials(n_floats);
+        const cuda_batch view = on_device.view();
+        CHECK_CUDA(cuda_attention(nullptr, s.dtype, &view, max_row_tokens, &attention, in.p, out.p, device_attend.p,
+                                  max_attend, device_merge.p, max_merge, device_partials.p));
+        std::vector<uint16_t> got = out.get();
+        CHECK_MSG(std::all_of(got.end() - width, got.end(), [](uint16_t v) { return v == 7; }),
+                  "wrote behind the batch");
+        got.resize(got.size() - width);
+        const cuda_counts after = on_device.counts.get()[0];
+        CHECK_MSG(after.tickets[0] == 0 && after.tickets[1] == 0, "%u and %u tickets", after.tickets[0],
+                  after.tickets[1]);
+        if (partials != nullptr) {
+            *partials = device_partials.get();
+        }
+        return got;
+    }
+
+    test_rng *rng;
+    shape s;
+    uint32_t width = 0, max_row_tokens = 0;
     test_batch b;
     kernels_limits limits = {};
+    kernels_attention attention = {};
     std::vector<std::unique_ptr<row_memory>> memory;
     std::vector<uint16_t> qkv;
-    uint32_t max_row_tokens = 0;
-    for (const part &p : parts) {
-        memory.emplace_back(new row_memory(rng, s, p));
-        kernels_row row = {};
-        row.kv = memory.back()->view;
-        row.first_token = b.counts.n_tokens;
-        row.n_tokens = p.n;
-        row.first_position = p.first;
-        b.rows.push_back(row);
-        b.counts.n_tokens += p.n;
-        b.counts.n_rows++;
-        limits.session_len = std::max(limits.session_len, p.first + p.n);
-        max_row_tokens = std::max(max_row_tokens, p.n);
-        for (uint32_t t = p.first; t < p.first + p.n; t++) {
-            const auto q = p.of->q.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(t) * width);
-            qkv.insert(qkv.end(), q, q + width);
-            qkv.insert(qkv.end(), stride - width, NOT_A_NUMBER); /* keys and values are in the cache by now */
-        }
-    }
-    b.tokens = {0};
-    b.token_from = b.positions = b.token_row = b.row_slot = b.logit_tokens = {0};
-    limits.max_step_tokens = b.counts.n_tokens;
-    limits.max_batch_size = b.counts.n_rows;
-    limits.n_heads = n_heads;
-    limits.layout = layout_of(s);
-    cuda_attention_sizes sizes;
-    cuda_attention_sizes_get(&limits, n_processors, &sizes);
-    std::vector<cuda_attend_work> attend_work(sizes.max_attend);
-    std::vector<cuda_merge_work> merge_work(sizes.max_merge + 1);
-    kernels_batch batch = {};
-    batch.n_tokens = b.counts.n_tokens;
-    batch.n_rows = b.counts.n_rows;
-    batch.rows = b.rows.data();
-    cuda_attention_plan(&limits, n_processors, &batch, attend_work.data(), &b.counts.n_attend, merge_work.data(),
-                        &b.counts.n_merge);
+    std::vector<cuda_attend_work> attend;
+    std::vector<cuda_merge_work> merge;
+};
 
-    kernels_attention attention = {};
-    attention.layout = limits.layout;
-    attention.layer = LAYER;
-    attention.n_heads = n_heads;
-    attention.window = s.window;
-    attention.scale = scale_of(s);
-    device_batch on_device(b);
-    device_array<uint16_t> in(qkv), out(std::vector<uint16_t>((b.counts.n_tokens + 1) * static_cast<size_t>(width), 7));
-    device_array<cuda_attend_work> device_attend(attend_work);
-    device_array<cuda_merge_work> device_merge(merge_work);
-    device_array<float> partials(sizes.partial_bytes / sizeof(float) + 4);
-    const cuda_batch view = on_device.view();
-    /* Grids for what there is, as in a step, or for what there could be, as in a graph. */
-    const bool graph = test_rng_below(rng, 2) != 0;
-    CHECK_CUDA(cuda_attention(nullptr, s.dtype, &view, max_row_tokens, &attention, in.p, out.p, device_attend.p,
-                              graph ? sizes.max_attend : b.counts.n_attend, device_merge.p,
-                              graph ? sizes.max_merge : b.counts.n_merge, partials.p));
-    std::vector<uint16_t> got = out.get();
-    CHECK_MSG(std::all_of(got.end() - width, got.end(), [](uint16_t v) { return v == 7; }), "wrote behind the batch");
-    got.resize(got.size() - width);
-    const cuda_counts after = on_device.counts.get()[0];
-    CHECK_MSG(after.tickets[0] == 0 && after.tickets[1] == 0, "%u and %u tickets", after.tickets[0], after.tickets[1]);
-    return got;
+static std::vector<uint16_t> attend(test_rng *rng, const shape &s, const std::vector<part> &parts,
+                                    uint32_t n_processors) {
+    return step(rng, s, parts).run(n_processors);
 }
 
 /* ---------------------------------------------------------------- reference */
@@ -277,7 +314,7 @@ static std::vector<part> random_parts(test_rng *rng, const std::vector<sequence>
 static void matches_the_reference(void) {
     test_rng rng = {test_seed(21)};
     size_t shapes = 0;
-    for (uint64_t round = 0; round < test_scaled(1); round++) {
+    for (uint64_t round = 0; round < test_scaled(2); round++) {
         for (uint32_t head_dim : head_dims) {
             for (uint32_t i = 0; i < 3; i++, shapes++) {
                 const shape s = random_shape(&rng, head_dim, groups[shapes % 8]);
@@ -366,6 +403,69 @@ static void the_same_bits_in_other_orders(void) {
     }
 }
 
+/* What is rounded away in the output: partial results, maximum, sum and output, are the same floats in both kernels. */
+static void small_and_tall_pieces_leave_the_same_floats(void) {
+    test_rng rng = {test_seed(25)};
+    for (uint64_t round = 0; round < test_scaled(14); round++) {
+        shape s = random_shape(&rng, head_dims[round % 7], 1 + static_cast<uint32_t>(test_rng_below(&rng, 5)));
+        s.n_kv_heads = 1;
+        const sequence q = random_sequence(&rng, s, 270 + random_count(&rng, 300), 2);
+        const uint32_t n_row = random_count(&rng, 40), n = random_count(&rng, std::min(n_row, 16 / s.n_group));
+        const uint32_t first = q.n - n_row, from = static_cast<uint32_t>(test_rng_below(&rng, n_row - n + 1));
+        s.window = round % 3 == 0 ? (first + from) % CUDA_CHUNK_TOKENS + 2 : s.window; /* ends where a chunk does */
+        const uint32_t n_chunks = (q.n + CUDA_CHUNK_TOKENS - 1) / CUDA_CHUNK_TOKENS;
+        const size_t floats = CUDA_PARTIAL_FLOATS(s.head_dim), n_small = static_cast<size_t>(n_chunks) * n * s.n_group;
+        cuda_attend_work small = {}, tall = {};
+        small.first_token = from;
+        small.n_tokens = n;
+        small.n_chunks = tall.n_chunks = n_chunks;
+        small.n_small = 1;
+        tall.n_tokens = n_row;
+        tall.partial = static_cast<uint32_t>(n_small);
+        std::vector<float> partials((n_small + static_cast<size_t>(n_chunks) * n_row * s.n_group) * floats);
+        /* Two rows, of which the first is long enough for the launch of tall pieces. */
+        const sequence other = random_sequence(&rng, s, 20, 2);
+        small.row = tall.row = 1;
+        step(&rng, s, {{&other, 0, 20}, {&q, first, n_row}}).run_pieces({small, tall}, &partials);
+        for (uint32_t i = 0; i < n * s.n_group; i++) {
+            const uint32_t position = first + from + i / s.n_group;
+            for (uint32_t chunk = seen_begin(s, position) / CUDA_CHUNK_TOKENS; chunk <= position / CUDA_CHUNK_TOKENS;
+                 chunk++) {
+                const float *a = partials.data() + (chunk * n * s.n_group + i) * floats;
+                const float *b =
+                    partials.data() + (n_small + chunk * n_row * s.n_group + from * s.n_group + i) * floats;
+                CHECK_MSG(memcmp(a, b, (s.head_dim + 2) * sizeof *a) == 0,
+                          "%s: position %u, chunk %u: maximum %a and %a, sum %a and %a", text_of(s).c_str(), position,
+                          chunk, static_cast<double>(a[s.head_dim]), static_cast<double>(b[s.head_dim]),
+                          static_cast<double>(a[s.head_dim + 1]), static_cast<double>(b[s.head_dim + 1]));
+            }
+        }
+    }
+}
+
+/* Windows and chunks of queries that begin and end at, before and behind the ends of blocks, chunks and groups. */
+static void windows_of_every_kind(void) {
+    test_rng rng = {test_seed(26)};
+    for (uint32_t window : {1u, 2u, 16u, 63u, 64u, 65u, 100u, 255u, 256u, 257u, 330u}) {
+        shape s = random_shape(&rng, 16, 2);
+        s.window = window;
+        const sequence q = random_sequence(&rng, s, 600, 2);
+        std::vector<part> parts;
+        for (uint32_t edge : {16u, 64u, 256u, 320u, 512u}) {
+            for (uint32_t n : {1u, 3u, 8u, 20u}) {
+                const uint32_t at = edge + window % 64 + static_cast<uint32_t>(test_rng_below(&rng, 4)) - 2;
+                parts.push_back({&q, at - std::min(at, n / 2), n});
+            }
+        }
+        const std::vector<uint16_t> got = attend(&rng, s, parts, random_count(&rng, 3));
+        size_t at = 0;
+        for (const part &p : parts) {
+            check_part(&rng, s, p, got.data() + at);
+            at += static_cast<size_t>(p.n) * s.n_kv_heads * s.n_group * s.head_dim;
+        }
+    }
+}
+
 /* What a token must not see does not reach it, even as the NaN that a weight of 0 times infinity would be. */
 static void values_that_are_not_finite_reach_those_who_see_them(void) {
     test_rng rng = {test_seed(24)};
@@ -437,6 +537,8 @@ static void shared_memory_is_read_without_conflicts(void) {
 static const test_case tests[] = {
     {"attention matches the reference", matches_the_reference},
     {"the same bits however a sequence is cut", the_same_bits_however_it_is_cut},
+    {"small and tall pieces leave the same floats", small_and_tall_pieces_leave_the_same_floats},
+    {"windows of every kind", windows_of_every_kind},
     {"the same bits in other orders of threads", the_same_bits_in_other_orders},
     {"values that are not finite reach those who see them", values_that_are_not_finite_reach_those_who_see_them},
     {"head dims and types that there is no kernel for are refused", heads_that_are_too_wide_are_refused},
