@@ -247,6 +247,32 @@ static void deterministic_rows_do_not_know_one_another(void) {
     }
 }
 
+/* So do those of a shape that is timed, where cuBLASLt offers algorithms that only look as if. */
+static void what_is_timed_is_tried_out_as_well(void) {
+    for (uint64_t seed = 1; seed <= 2; seed++) {
+        const kernels_config config = {.dtype = KERNELS_BF16, .deterministic = true};
+        kernels_limits some = few;
+        test_rng rng = {seed};
+        some.max_step_tokens = 26;
+        testing_reset(seed);
+        kernels_device *device = testing_open(&config);
+        if (device == NULL) {
+            return;
+        }
+        operands o = operands_open(device, &rng, config.dtype, 1032, 256, 26);
+        const size_t row_bytes = o.n_out * sizeof(float);
+        float *all = malloc(26 * row_bytes), *one = malloc(row_bytes);
+        CHECK_OK(cuda()->async->reserve(device, &some, ERR));
+        product(device, &o, GEMM_ACT, false, 26, all);
+        product(device, &o, GEMM_ACT, false, 1, one);
+        CHECK_MSG(memcmp(all, one, row_bytes) == 0, "seed %" PRIu64 ": one row has other bits than 26", seed);
+        free(all);
+        free(one);
+        operands_close(device, &o);
+        testing_close(device);
+    }
+}
+
 static char folder[64];
 
 static size_t files_in_folder(char *name, size_t cap) {
@@ -387,6 +413,7 @@ int main(int argc, char **argv) {
         {"products_are_right", products_are_right},
         {"rows_are_stored_as_they_are", rows_are_stored_as_they_are},
         {"deterministic_rows_do_not_know_one_another", deterministic_rows_do_not_know_one_another},
+        {"what_is_timed_is_tried_out_as_well", what_is_timed_is_tried_out_as_well},
         {"plans_are_kept_in_a_file", plans_are_kept_in_a_file},
         {"a_folder_that_cannot_be_had_is_no_error", a_folder_that_cannot_be_had_is_no_error},
         {"reserve_gives_back_what_it_tried_with", reserve_gives_back_what_it_tried_with},

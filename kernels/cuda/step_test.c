@@ -16,9 +16,10 @@ enum {
     INTER = 40,
     LAYERS = 2,
     SLOTS = 3,
-    SESSION = 64,
+    SESSION = 640,
     MAX_STEP = 24,
-    CHUNK = 11, /* of a prompt in one step */
+    CHUNK = 17, /* of a prompt in one step */
+    LONG = 530, /* a prompt over several of attention's chunks, whose results are merged */
     QKV = (HEADS + 2 * KV_HEADS) * DIM,
     GROUP_BYTES = LAYERS * KV_HEADS * 2 * 16 * DIM * 2,
     N_SEQUENCES = 7,
@@ -67,7 +68,8 @@ static void *buffer(kernels_device *device, size_t n_floats, const float *values
 
 static void model_open(model *m, kernels_device *device) {
     test_rng rng = {42};
-    float gain[HIDDEN], bias[QKV], rope[SESSION][DIM / 2][2];
+    static float rope[SESSION][DIM / 2][2];
+    float gain[HIDDEN], bias[QKV];
     *m = (model){.device = device};
     m->embedding = random_weight(device, &rng, VOCAB, HIDDEN);
     for (int l = 0; l < LAYERS; l++) {
@@ -167,7 +169,7 @@ static void sequences_open(world *w) {
     for (uint32_t i = 0; i < N_SEQUENCES; i++) {
         sequence *s = &w->sequences[i];
         *s = (sequence){.slot = SLOTS};
-        s->n_prompt = s->n_tokens = 1 + (uint32_t)test_rng_below(&rng, 40);
+        s->n_prompt = s->n_tokens = i == 2 ? LONG : 1 + (uint32_t)test_rng_below(&rng, 40);
         s->n_max = s->n_prompt + 2 + (uint32_t)test_rng_below(&rng, MAX_NEW - 1);
         for (uint32_t t = 0; t < s->n_prompt; t++) {
             s->tokens[t] = (int32_t)test_rng_below(&rng, VOCAB);
@@ -482,7 +484,7 @@ static void steps_take_no_memory(void) {
 static void history_reaches_the_choice(void) {
     static world w;
     const variant v = {.mapping = KERNELS_TABLE, .deterministic = true, .seed = 9};
-    int32_t tokens[SESSION], plain = -1, penalized[2] = {-1, -1};
+    int32_t tokens[20], plain = -1, penalized[2] = {-1, -1};
     for (int with_history = 0; with_history < 2; with_history++) {
         for (int penalty = 0; penalty < 2; penalty++) {
             world_open(&w, &v);
