@@ -1,5 +1,5 @@
 /*
- * base: the few things that every module needs: error messages, dynamic arrays' growth, time. May include: include/perch.
+ * base: the few things that every module needs: error messages, dynamic arrays' growth, time, memory's limits. May include: include/perch.
  */
 #ifndef PERCH_BASE_BASE_H
 #define PERCH_BASE_BASE_H
@@ -42,6 +42,12 @@ perch_status array_reserve(void **array, size_t *cap, size_t need, size_t elemen
 /* a * b and a + b, or false where they overflow. */
 bool mul_size(size_t a, size_t b, size_t *out);
 bool add_size(size_t a, size_t b, size_t *out);
+
+/*
+ * limits.c: bytes that this process may still take, by the kernel, the control groups and its limits. root: "" for the system's
+ * own /proc and /sys; tests put a folder before them.
+ */
+perch_status host_free_bytes(const char *root, uint64_t *out, perch_error *err);
 
 /* CLOCK_MONOTONIC in microseconds. */
 uint64_t time_us(void);

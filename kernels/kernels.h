@@ -49,6 +49,19 @@ typedef struct kernels_kv {
     uint32_t pages_per_slot;
 } kernels_kv;
 
+/* Which way a page goes between the device and a frame of the host's. */
+typedef enum kernels_direction {
+    KERNELS_LOAD = 0, /* frame to page */
+    KERNELS_STORE = 1 /* page to frame */
+} kernels_direction;
+
+#define KERNELS_DIRECTIONS 2u
+
+typedef struct kernels_transfer {
+    uint32_t page;
+    uint32_t frame;
+} kernels_transfer;
+
 /*
  * Where the KV of (layer, kv head) lies within a group: [layer][kv head][K 16×D | V 16×D], K after RoPE. In which order a run
  * of 16×D has its elements is the backend's own business; a token's K and V are written by rope_write alone.
@@ -233,6 +246,31 @@ typedef struct kernels_backend {
     perch_status (*kv_execute)(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
 
     /*
+     * --- the host tier: frames of host memory with room for a page each, page-locked where the device copies faster so. host_open,
+     * after kv_open, takes the memory of all at once. E_INVALID: no KV memory, no frames, open already. E_NO_ROOM, with the
+     * figures. host_close, which kv_close does too, gives up what is under way: the destinations then have anything.
+     */
+    perch_status (*host_open)(kernels_device *device, uint32_t n_frames, perch_error *err);
+    void (*host_close)(kernels_device *device);
+    /* For I/O: aligned to 4096 bytes; frames lie side by side where page_bytes is a multiple of that. From any thread. */
+    uint8_t *(*host_frame)(const kernels_device *device, uint32_t frame);
+    /*
+     * Queues copies, which run beside the steps: not before what is queued now has done with the pages, in the order of the calls
+     * of one direction, and in any against those of the other. Entries whose pages and frames continue one another are one
+     * large copy. Neither blocks nor allocates. Until the ticket is done the source stays as it is, and nobody looks at the
+     * destination or transfers to it again. A page that was loaded is for what is queued after that. Tickets count up from 1; that of n = 0
+     * is the newest. E_INVALID: a number out of range, nothing is queued.
+     */
+    perch_status (*transfer)(kernels_device *device, kernels_direction direction, const kernels_transfer *list,
+                             size_t n, uint64_t *ticket, perch_error *err);
+    /* The newest ticket that is done, as all before it are; 0: none. Never blocks. */
+    perch_status (*transferred)(kernels_device *device, kernels_direction direction, uint64_t *ticket,
+                                perch_error *err);
+    /* Sleeps until that ticket is done. */
+    perch_status (*transfer_wait)(kernels_device *device, kernels_direction direction, uint64_t ticket,
+                                  perch_error *err);
+
+    /*
      * --- math. x, y, … are device buffers of activations; vectors (`gain`, `bias`, `table`) device buffers of float. `batch` is, with
      * kernels_async, the one that `begin` was given last, and counts are those that it made. Only
      * whole groups of KV are reached, from the first to the last one that a token sees: those must be mapped, and what they
@@ -276,7 +314,7 @@ typedef struct kernels_backend {
 } kernels_backend;
 
 /* Counts up whenever anything above changes: a backend of another build is refused. */
-#define KERNELS_ABI 1u
+#define KERNELS_ABI 2u
 
 /* The CPU backend; static. */
 const kernels_backend *kernels_cpu(void);

@@ -1,6 +1,6 @@
 /*
  * The CPU backend: its table of functions, opening and closing. The device is this process: "device memory" is memory, and
- * every function has done its work when it returns.
+ * every function but the transfers to the host tier has done its work when it returns.
  */
 #include "kernels/cpu/device.h"
 
@@ -78,7 +78,7 @@ static size_t cpu_act_bytes(const kernels_device *device) {
 
 static perch_status cpu_free_bytes(kernels_device *device, uint64_t *out, perch_error *err) {
     (void)device;
-    return cpu_free_bytes_under("", out, err);
+    return host_free_bytes("", out, err);
 }
 
 static const kernels_backend backend = {
@@ -103,6 +103,12 @@ static const kernels_backend backend = {
     .kv_close = cpu_kv_close,
     .kv_slot = cpu_kv_slot,
     .kv_execute = cpu_kv_execute,
+    .host_open = cpu_host_open,
+    .host_close = cpu_host_close,
+    .host_frame = cpu_host_frame,
+    .transfer = cpu_transfer,
+    .transferred = cpu_transferred,
+    .transfer_wait = cpu_transfer_wait,
     .embed = cpu_embed,
     .rmsnorm = cpu_rmsnorm,
     .linear = cpu_linear,

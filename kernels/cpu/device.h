@@ -52,6 +52,8 @@ typedef struct cpu_kv {
     size_t groups_per_page;
 } cpu_kv;
 
+typedef struct cpu_host cpu_host;
+
 struct kernels_device {
     bool bf16;
     uint32_t n_threads;
@@ -62,6 +64,7 @@ struct kernels_device {
     cpu_buffer *buffers;
     kernels_weight *weights;
     cpu_kv kv;
+    cpu_host *host; /* NULL: there is none */
     char description[64];
 };
 
@@ -77,9 +80,6 @@ void cpu_free(kernels_device *device, void *buffer);
 perch_status cpu_upload(kernels_device *device, void *to, const void *from_host, size_t bytes, perch_error *err);
 perch_status cpu_download(kernels_device *device, void *to_host, const void *from, size_t bytes, perch_error *err);
 void cpu_free_all(kernels_device *device);
-
-/* limits.c. root: "" for the system's own /proc and /sys; tests put a folder before them. */
-perch_status cpu_free_bytes_under(const char *root, uint64_t *out, perch_error *err);
 
 /* weights.c */
 uint64_t cpu_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in);
@@ -97,6 +97,18 @@ perch_status cpu_kv_open(kernels_device *device, const kernels_kv *kv, perch_err
 void cpu_kv_close(kernels_device *device);
 kv_view cpu_kv_slot(const kernels_device *device, uint32_t slot);
 perch_status cpu_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
+
+/* All of n bytes at an offset into the pages, side by side, to or from `data`; false: errno says why not. */
+bool cpu_kv_move(const cpu_kv *kv, kernels_direction direction, uint64_t offset, uint8_t *data, size_t n);
+
+/* host.c */
+perch_status cpu_host_open(kernels_device *device, uint32_t n_frames, perch_error *err);
+void cpu_host_close(kernels_device *device);
+uint8_t *cpu_host_frame(const kernels_device *device, uint32_t frame);
+perch_status cpu_transfer(kernels_device *device, kernels_direction direction, const kernels_transfer *list, size_t n,
+                          uint64_t *ticket, perch_error *err);
+perch_status cpu_transferred(kernels_device *device, kernels_direction direction, uint64_t *ticket, perch_error *err);
+perch_status cpu_transfer_wait(kernels_device *device, kernels_direction direction, uint64_t ticket, perch_error *err);
 
 /* kv_table.c: what is different with mapping = table, for kv.c */
 perch_status cpu_table_check(const kernels_kv *config, perch_error *err);

@@ -22,6 +22,8 @@ int __real_munmap(void *at, size_t bytes);
 int __real_memfd_create(const char *name, unsigned flags);
 int __real_ftruncate(int fd, off_t bytes);
 int __real_fallocate(int fd, int mode, off_t offset, off_t bytes);
+ssize_t __real_pread(int fd, void *data, size_t bytes, off_t offset);
+ssize_t __real_pwrite(int fd, const void *data, size_t bytes, off_t offset);
 int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument);
 void *__wrap_calloc(size_t n, size_t bytes);
 void *__wrap_malloc(size_t bytes);
@@ -32,6 +34,8 @@ int __wrap_munmap(void *at, size_t bytes);
 int __wrap_memfd_create(const char *name, unsigned flags);
 int __wrap_ftruncate(int fd, off_t bytes);
 int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes);
+ssize_t __wrap_pread(int fd, void *data, size_t bytes, off_t offset);
+ssize_t __wrap_pwrite(int fd, const void *data, size_t bytes, off_t offset);
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument);
 
 static bool counting;         /* only the library's calls count, made while a scenario runs */
@@ -106,8 +110,40 @@ int __wrap_fallocate(int fd, int mode, off_t offset, off_t bytes) {
     return __real_fallocate(fd, mode, offset, bytes);
 }
 
+/* The host tier's thread copies by these, while the caller waits for it. */
+ssize_t __wrap_pread(int fd, void *data, size_t bytes, off_t offset) {
+    if (fails("pread")) {
+        errno = EIO;
+        return -1;
+    }
+    return __real_pread(fd, data, bytes, offset);
+}
+
+ssize_t __wrap_pwrite(int fd, const void *data, size_t bytes, off_t offset) {
+    if (fails("pwrite")) {
+        errno = EIO;
+        return -1;
+    }
+    return __real_pwrite(fd, data, bytes, offset);
+}
+
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument) {
     return fails("pthread_create") ? EAGAIN : __real_pthread_create(thread, attributes, start, argument);
+}
+
+/* A page copied to another, one to the host tier and back. */
+static perch_status move_pages(kernels_device *device, perch_error *err) {
+    const kernels_backend *b = kernels_cpu();
+    const kv_command copy = {.op = KV_COPY, .page = 1, .source = 2};
+    const kernels_transfer one = {3, 4};
+    uint64_t ticket;
+    perch_status status = b->host_open(device, 5, err);
+    for (uint32_t i = 0; i < KERNELS_DIRECTIONS && status == PERCH_OK; i++) {
+        const kernels_direction direction = i == 0 ? KERNELS_STORE : KERNELS_LOAD;
+        (void)((status = b->transfer(device, direction, &one, 1, &ticket, err)) != PERCH_OK ||
+               (status = b->transfer_wait(device, direction, ticket, err)) != PERCH_OK);
+    }
+    return status == PERCH_OK ? b->kv_execute(device, &copy, 1, err) : status;
 }
 
 /* A device's whole life: every kind of thing that can be asked for, the first failure ends it. */
@@ -138,7 +174,8 @@ static perch_status life(perch_error *err) {
            (status = b->weight_create(device, 2000, 2000, &large, err)) != PERCH_OK ||
            (status = b->free_bytes(device, &bytes, err)) != PERCH_OK ||
            (status = b->kv_open(device, &kv, err)) != PERCH_OK || /* over two fallocates */
-           (status = b->kv_execute(device, commands, 2, err)) != PERCH_OK);
+           (status = b->kv_execute(device, commands, 2, err)) != PERCH_OK ||
+           (status = move_pages(device, err)) != PERCH_OK);
     if (status == PERCH_OK) {
         b->kv_close(device);
         (void)((status = b->kv_open(device, &table, err)) != PERCH_OK ||

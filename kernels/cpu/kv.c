@@ -90,7 +90,7 @@ static perch_status check_room(size_t bytes, size_t table_bytes, perch_error *er
                        bytes);
     }
     uint64_t left;
-    perch_status status = cpu_free_bytes_under("", &left, err);
+    perch_status status = host_free_bytes("", &left, err);
     if (status == PERCH_OK && bytes > left) {
         status = err_set(err, PERCH_E_NO_ROOM, "%zu bytes of KV memory do not fit into the %" PRIu64 " that are free",
                          bytes, left);
@@ -185,6 +185,7 @@ fail:
 
 void cpu_kv_close(kernels_device *device) {
     cpu_kv *kv = &device->kv;
+    cpu_host_close(device);
     cpu_table_close(kv);
     if (kv->reservation != NULL) {
         munmap(kv->reservation, kv->reserved_bytes);
@@ -232,31 +233,31 @@ static perch_status unmap_run(const cpu_kv *kv, const kv_command *first, size_t 
     return PERCH_OK;
 }
 
-/* Reads or writes all of n bytes at offset. */
-static bool transfer(int fd, bool write, uint8_t *data, size_t n, off_t offset) {
+bool cpu_kv_move(const cpu_kv *kv, kernels_direction direction, uint64_t offset, uint8_t *data, size_t n) {
     while (n > 0) {
-        ssize_t done = write ? pwrite(fd, data, n, offset) : pread(fd, data, n, offset);
+        ssize_t done =
+            direction == KERNELS_LOAD ? pwrite(kv->fd, data, n, (off_t)offset) : pread(kv->fd, data, n, (off_t)offset);
+        if (done < 0 && errno == EINTR) {
+            continue;
+        }
         if (done <= 0) {
-            if (done < 0 && errno == EINTR) {
-                continue;
-            }
+            errno = done < 0 ? errno : EIO;
             return false;
         }
         data += done;
         n -= (size_t)done;
-        offset += done;
+        offset += (uint64_t)done;
     }
     return true;
 }
 
 /* Through the file: no mapping is made, so none is left to count as resident. */
 static perch_status copy_page(const cpu_kv *kv, const kv_command *command, perch_error *err) {
-    off_t from = (off_t)(command->source * kv->page_bytes);
-    off_t to = (off_t)(command->page * kv->page_bytes);
+    uint64_t from = command->source * kv->page_bytes, to = command->page * kv->page_bytes;
     for (size_t done = 0; done < kv->page_bytes; done += COPY_BYTES) {
         size_t n = kv->page_bytes - done < COPY_BYTES ? kv->page_bytes - done : COPY_BYTES;
-        if (!transfer(kv->fd, false, kv->copy_buffer, n, from + (off_t)done) ||
-            !transfer(kv->fd, true, kv->copy_buffer, n, to + (off_t)done)) {
+        if (!cpu_kv_move(kv, KERNELS_STORE, from + done, kv->copy_buffer, n) ||
+            !cpu_kv_move(kv, KERNELS_LOAD, to + done, kv->copy_buffer, n)) {
             return err_set(err, PERCH_E_DEVICE, "can't copy KV page %u to %u: %s", command->source, command->page,
                            strerror(errno));
         }

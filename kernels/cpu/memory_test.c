@@ -107,7 +107,7 @@ static tree tree_make(const char *cgroup, const char *mountinfo) {
 
 static void tree_check(tree *t, uint64_t wanted, const char *what) {
     uint64_t got = 0;
-    CHECK_OK(cpu_free_bytes_under(t->root, &got, ERR));
+    CHECK_OK(host_free_bytes(t->root, &got, ERR));
     CHECK_MSG(got == wanted, "%s: %" PRIu64 " instead of %" PRIu64, what, got, wanted);
 }
 
@@ -193,7 +193,7 @@ static void rlimits_count(void) {
 static void without_meminfo_it_is_an_error(void) {
     uint64_t bytes = 1;
     perch_error err = {0};
-    CU_ASSERT(cpu_free_bytes_under("/nonexistent", &bytes, &err) == PERCH_E_DEVICE);
+    CU_ASSERT(host_free_bytes("/nonexistent", &bytes, &err) == PERCH_E_DEVICE);
     CHECK_MSG(strstr(err.message, "meminfo") != NULL, "%s", err.message);
 }
 

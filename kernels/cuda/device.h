@@ -3,6 +3,7 @@
  *
  * Streams. Everything that computes is queued on `compute`, in the order of the calls. A lane's batch and choices go to the
  * device on `upload` and its results come back on `download`, so that the GPU does not wait for the bus; events order the three.
+ * The host tier has a stream for each direction (transfer.c).
  *
  * Threads. One thread at a time calls the table; cuda_enter makes the device that thread's current one, and it stays so. The math
  * functions leave that to the calls before them. The mapping thread (mapper.c) is the only other.
@@ -12,6 +13,7 @@
 
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/frames.h"
 
 #include <cublasLt.h>
 #include <cuda.h>
@@ -127,6 +129,26 @@ typedef struct cuda_kv {
     cuda_mapper *mapper;
 } cuda_kv;
 
+/* --- transfer.c */
+
+/* Tickets with events of their own. Those of older ones were recorded anew: they are done when a later one is. */
+#define CUDA_TICKETS 64u
+
+typedef struct cuda_way {
+    cudaStream_t stream;
+    cudaEvent_t queued;             /* on `compute`: what the copies come after */
+    cudaEvent_t done[CUDA_TICKETS]; /* of ticket t: [t % CUDA_TICKETS] */
+    uint64_t newest, passed;        /* tickets: queued, and known to be done */
+} cuda_way;
+
+typedef struct cuda_host {
+    bool is_open;
+    frames_shape shape;
+    uint8_t *memory; /* pinned, as CUDA gave it */
+    uint8_t *frames; /* in it */
+    cuda_way ways[KERNELS_DIRECTIONS];
+} cuda_host;
+
 /* --- step.c, reserve.c */
 
 /* How many of everything a lane's block has room for, and where it lies. */
@@ -207,6 +229,7 @@ struct kernels_device {
     cuda_buffer *buffers;
     kernels_weight *weights;
     cuda_kv kv;
+    cuda_host host;
 
     bool reserved;
     kernels_limits limits;
@@ -321,6 +344,15 @@ kv_view cuda_kv_slot(const kernels_device *device, uint32_t slot);
 perch_status cuda_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
 /* Waits until pages that kv_execute was told to map can be reached by what is queued next. */
 perch_status cuda_kv_settle(kernels_device *device, perch_error *err);
+
+/* transfer.c */
+perch_status cuda_host_open(kernels_device *device, uint32_t n_frames, perch_error *err);
+void cuda_host_close(kernels_device *device);
+uint8_t *cuda_host_frame(const kernels_device *device, uint32_t frame);
+perch_status cuda_transfer(kernels_device *device, kernels_direction direction, const kernels_transfer *list, size_t n,
+                           uint64_t *ticket, perch_error *err);
+perch_status cuda_transferred(kernels_device *device, kernels_direction direction, uint64_t *ticket, perch_error *err);
+perch_status cuda_transfer_wait(kernels_device *device, kernels_direction direction, uint64_t ticket, perch_error *err);
 
 /* mapper.c. Commands are MAP and UNMAP, in range. */
 perch_status cuda_mapper_open(kernels_device *device, cuda_mapper **out, perch_error *err);

@@ -118,7 +118,8 @@ static perch_status begin_life(life *l, perch_error *err) {
                            .n_pages = 5,
                            .n_slots = SLOTS,
                            .pages_per_slot = 2};
-    return k->kv_open(l->device, &kv, err);
+    TRY(k->kv_open(l->device, &kv, err));
+    return k->host_open(l->device, 3, err);
 }
 
 static perch_status queue_pass(const life *l, const kernels_batch *batch, const kernels_pass *pass, perch_error *err) {
@@ -174,6 +175,18 @@ static perch_status launch(const life *l, uint32_t number, perch_error *err) {
     return cuda()->async->choose(l->device, lane, l->logits, choices, 2, err);
 }
 
+/* Two pages to the host and back to others. */
+static perch_status move_pages(const life *l, perch_error *err) {
+    static const kernels_transfer out[] = {{1, 0}, {2, 1}}, back[] = {{4, 1}, {3, 0}};
+    uint64_t ticket, done;
+    perch_status status;
+    TRY(cuda()->transfer(l->device, KERNELS_STORE, out, 2, &ticket, err));
+    TRY(cuda()->transferred(l->device, KERNELS_STORE, &done, err));
+    TRY(cuda()->transfer_wait(l->device, KERNELS_STORE, ticket, err));
+    TRY(cuda()->transfer(l->device, KERNELS_LOAD, back, 2, &ticket, err));
+    return cuda()->transfer_wait(l->device, KERNELS_LOAD, ticket, err);
+}
+
 static perch_status live(life *l, perch_error *err) {
     const kv_command first[] = {{.op = KV_MAP, .slot = 0, .page = 1}, {.op = KV_MAP, .slot = 1, .page = 2}};
     const kv_command more[] = {{.op = KV_COPY, .page = 3, .source = 1},
@@ -196,6 +209,7 @@ static perch_status live(life *l, perch_error *err) {
         }
     }
     TRY(cuda()->async->history(l->device, 0, 0, 3, tokens, err));
+    TRY(move_pages(l, err));
     TRY(cuda()->download(l->device, bytes, l->logits, sizeof bytes, err));
     cuda()->weight_destroy(l->device, l->output);
     cuda()->free(l->device, l->logits);

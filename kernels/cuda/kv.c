@@ -165,6 +165,7 @@ void cuda_kv_close(kernels_device *device) {
     if (!kv->is_open) {
         return;
     }
+    cuda_host_close(device);
     (void)cudaSetDevice(device->ordinal);
     (void)cudaStreamSynchronize(device->compute);
     cuda_mapper_close(kv->mapper);

@@ -3,7 +3,7 @@
  * above the process has left (version 1 and 2), and RLIMIT_AS and RLIMIT_DATA. File pages that a group is charged for count
  * as free, as in MemAvailable: the kernel drops them before it runs out.
  */
-#include "kernels/cpu/device.h"
+#include "base/base.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -195,7 +195,7 @@ static void rlimits_left(const char *root, uint64_t *least) {
     }
 }
 
-perch_status cpu_free_bytes_under(const char *root, uint64_t *out, perch_error *err) {
+perch_status host_free_bytes(const char *root, uint64_t *out, perch_error *err) {
     *out = 0;
     uint64_t kilobytes = 0;
     if (!add_field(root, "/proc/meminfo", "", "MemAvailable", &kilobytes)) {
