@@ -131,7 +131,7 @@ typedef struct cuda_kv {
 
 /* --- transfer.c */
 
-/* Tickets with events of their own. Those of older ones were recorded anew: they are done when a later one is. */
+/* Tickets with events of their own. Those of older ones were recorded anew: to wait for a later ticket is as good. */
 #define CUDA_TICKETS 64u
 
 typedef struct cuda_way {

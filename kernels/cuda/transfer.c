@@ -157,11 +157,6 @@ perch_status cuda_transfer(kernels_device *device, kernels_direction direction, 
     return PERCH_OK;
 }
 
-/* The first ticket that has an event of its own still: to wait for it is to wait for those before. */
-static uint64_t first_event(const cuda_way *way) {
-    return way->newest >= CUDA_TICKETS ? way->newest - CUDA_TICKETS + 1 : 1;
-}
-
 perch_status cuda_transferred(kernels_device *device, kernels_direction direction, uint64_t *ticket, perch_error *err) {
     *ticket = 0;
     perch_status status = enter(device, err);
@@ -169,9 +164,8 @@ perch_status cuda_transferred(kernels_device *device, kernels_direction directio
         return status;
     }
     cuda_way *way = &device->host.ways[direction];
-    uint64_t next = first_event(way) > way->passed ? first_event(way) : way->passed + 1;
-    for (; next <= way->newest; next++) {
-        cudaError_t e = cudaEventQuery(way->done[next % CUDA_TICKETS]);
+    while (way->passed < way->newest) {
+        cudaError_t e = cudaEventQuery(way->done[(way->passed + 1) % CUDA_TICKETS]);
         if (e == cudaErrorNotReady) {
             (void)cudaGetLastError();
             break;
@@ -179,7 +173,7 @@ perch_status cuda_transferred(kernels_device *device, kernels_direction directio
         if ((status = cuda_check(device, e, names[direction], err)) != PERCH_OK) {
             return status;
         }
-        way->passed = next;
+        way->passed++;
     }
     *ticket = way->passed;
     return PERCH_OK;
@@ -198,8 +192,7 @@ perch_status cuda_transfer_wait(kernels_device *device, kernels_direction direct
     if (ticket <= way->passed) {
         return PERCH_OK;
     }
-    const uint64_t known = ticket > first_event(way) ? ticket : first_event(way);
-    status = cuda_check(device, cudaEventSynchronize(way->done[known % CUDA_TICKETS]), names[direction], err);
-    way->passed = status == PERCH_OK ? known : way->passed;
+    status = cuda_check(device, cudaEventSynchronize(way->done[ticket % CUDA_TICKETS]), names[direction], err);
+    way->passed = status == PERCH_OK ? ticket : way->passed;
     return status;
 }
