@@ -223,11 +223,9 @@ static void nobody_waits(void) {
         return;
     }
     CU_ASSERT(cudaDeviceSynchronize() == cudaSuccess);
-    memset(frame_at(&t, 2), 1, t.page_bytes);
     queue_write(&t, 1, 5);
     transfer(&t, KERNELS_STORE, &out, 1);
     transfer(&t, KERNELS_LOAD, &back, 1);
-    CU_ASSERT(frame_has(&t, 2, 1));
     CU_ASSERT(transferred(&t, KERNELS_STORE) == 0);
     wait_for(&t, KERNELS_STORE, 1);
     CU_ASSERT(frame_has(&t, 2, 5));
