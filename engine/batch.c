@@ -378,8 +378,10 @@ static void commit_row(perch_engine *e, completion *c, const flight_row *row) {
 }
 
 void batch_commit(perch_engine *e, flight *f) {
+    const kernels_async *async = e->backend->async;
     uint32_t lane = (uint32_t)(f - e->flights);
     f->busy = false;
+    e->stats.failed_graphs = async && async->failed_graphs ? async->failed_graphs(e->device) : 0;
     tap_logits(e, f);
     for (uint32_t r = 0; r < f->n_rows; r++) {
         completion *c = f->rows[r].c;

@@ -198,6 +198,8 @@ typedef struct kernels_async {
                            uint32_t n, perch_error *err);
     /* Waits for the lane's step; *out: its choices, borrowed until the lane's next choose. */
     perch_status (*wait)(kernels_device *device, uint32_t lane, const kernels_chosen **out, perch_error *err);
+    /* Passes that were to be replayed and could not be recorded or launched so: they are queued. NULL: there are none. */
+    uint64_t (*failed_graphs)(const kernels_device *device);
 } kernels_async;
 
 typedef struct kernels_backend {

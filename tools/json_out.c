@@ -75,14 +75,14 @@ json_t *json_stats(const perch_stats *stats) {
 #define COUNT(field) #field, whole(stats->field)
     return json_pack(
         "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
-        " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+        " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
         "status", perch_status_name(stats->status), COUNT(steps), COUNT(step_us), COUNT(host_us), COUNT(prefill_tokens),
         COUNT(reprefill_tokens), COUNT(decode_tokens), COUNT(requests_submitted), COUNT(requests_finished),
         COUNT(requests_cancelled), COUNT(requests_failed), COUNT(hits), COUNT(partial_hits), COUNT(misses),
         COUNT(first_turns), COUNT(cached_tokens), COUNT(evictions), COUNT(evicted_pages), COUNT(preemptions),
         COUNT(copied_pages), COUNT(mapped_pages), COUNT(unmapped_pages), COUNT(rows_running), COUNT(requests_waiting),
         COUNT(sequences_open), COUNT(sequences_resident), COUNT(slots_total), COUNT(slots_active), COUNT(pages_total),
-        COUNT(pages_free), COUNT(pages_live), COUNT(pages_cached));
+        COUNT(pages_free), COUNT(pages_live), COUNT(pages_cached), COUNT(failed_graphs));
 #undef COUNT
 }
 

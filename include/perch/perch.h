@@ -325,6 +325,7 @@ typedef struct perch_stats {
     uint64_t sequences_resident;                                /* gauge: hold pages, idle */
     uint32_t slots_total, slots_active;                         /* gauge */
     uint32_t pages_total, pages_free, pages_live, pages_cached; /* gauge */
+    uint64_t failed_graphs; /* GPU: could not be made or launched; such steps are queued kernel by kernel */
 } perch_stats;
 
 /*

@@ -261,6 +261,7 @@ static const kernels_async async = {
     .can_choose = cuda_device_can_choose,
     .choose = cuda_queue_choices,
     .wait = cuda_wait,
+    .failed_graphs = cuda_failed_graphs,
 };
 
 static const kernels_backend backend = {

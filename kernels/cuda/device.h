@@ -110,7 +110,22 @@ struct kernels_weight {
     struct kernels_weight *next;
 };
 
-/* --- kv.c, mapper.c */
+/* --- kv.c, changes.c, mapper.c */
+
+#define CUDA_NO_PAGE UINT32_MAX
+
+/* Places of all slots: slot * pages_per_slot + index. */
+typedef struct cuda_change {
+    uint32_t place;
+    uint32_t page; /* that it is to have, or CUDA_NO_PAGE */
+} cuda_change;
+
+typedef struct cuda_changes {
+    uint32_t *pages; /* [n_places] of those that are noted */
+    bool *noted;     /* [n_places] */
+    uint32_t *queue; /* [n_places] a ring: the n that are noted, from `first` on */
+    size_t n_places, first, n;
+} cuda_changes;
 
 typedef struct cuda_mapper cuda_mapper;
 
@@ -125,8 +140,9 @@ typedef struct cuda_kv {
     CUdeviceptr slots; /* VMM: the slots' ranges side by side */
     size_t pool_bytes, slots_bytes;
     uint32_t groups_per_page;
-    uint8_t **tables; /* TABLE: device [n_slots][pages_per_slot * groups_per_page] */
-    cuda_mapper *mapper;
+    uint8_t **tables;     /* TABLE: device [n_slots][pages_per_slot * groups_per_page] */
+    cuda_changes changes; /* TABLE: what the tables lack */
+    cuda_mapper *mapper;  /* VMM */
 } cuda_kv;
 
 /* --- transfer.c */
@@ -169,6 +185,7 @@ typedef struct cuda_lane {
     kernels_chosen *host_chosen, *chosen; /* [max_batch_size] */
     uint32_t n_chosen;
     lane_state state;
+    uint64_t step;        /* its number, counted from 1 */
     cudaEvent_t uploaded; /* its batch, then its choices are on the device */
     cudaEvent_t computed; /* its choices are made */
     cudaEvent_t done;     /* and here */
@@ -212,7 +229,8 @@ typedef struct cuda_recorder {
     cuda_graph_key key;
     cuda_graph graphs[CUDA_MAX_GRAPHS];
     uint32_t n_graphs;
-    uint64_t bytes; /* that the graphs were seen to take */
+    uint64_t bytes;    /* that the graphs were seen to take */
+    uint64_t n_failed; /* that could not be made, or launched */
 } cuda_recorder;
 
 struct kernels_device {
@@ -235,6 +253,7 @@ struct kernels_device {
     kernels_limits limits;
     uint8_t *arena, *host_arena; /* what reserve took: device memory, pinned memory */
     cuda_lane lanes[KERNELS_LANES];
+    uint64_t n_steps;       /* that have begun */
     cuda_merge_work *merge; /* host scratch: a plan's merges before their place in the block is known */
     float *partials;
     int32_t *history; /* [max_batch_size][session_len] */
@@ -342,7 +361,7 @@ perch_status cuda_kv_open(kernels_device *device, const kernels_kv *kv, perch_er
 void cuda_kv_close(kernels_device *device);
 kv_view cuda_kv_slot(const kernels_device *device, uint32_t slot);
 perch_status cuda_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
-/* Waits until pages that kv_execute was told to map can be reached by what is queued next. */
+/* What kv_execute was told can be reached by what is queued next. Waits for what is in its way. */
 perch_status cuda_kv_settle(kernels_device *device, perch_error *err);
 
 /* transfer.c */
@@ -354,11 +373,25 @@ perch_status cuda_transfer(kernels_device *device, kernels_direction direction, 
 perch_status cuda_transferred(kernels_device *device, kernels_direction direction, uint64_t *ticket, perch_error *err);
 perch_status cuda_transfer_wait(kernels_device *device, kernels_direction direction, uint64_t ticket, perch_error *err);
 
-/* mapper.c. Commands are MAP and UNMAP, in range. */
+/* changes.c */
+perch_status cuda_changes_open(cuda_changes *changes, size_t n_places, perch_error *err);
+void cuda_changes_close(cuda_changes *changes);
+void cuda_changes_note(cuda_changes *changes, size_t place, uint32_t page);
+/* The oldest one; false: there is none. */
+bool cuda_changes_take(cuda_changes *changes, cuda_change *out);
+
+/* mapper.c. Commands are MAP and UNMAP, in range; push notes them and does not wait. */
 perch_status cuda_mapper_open(kernels_device *device, cuda_mapper **out, perch_error *err);
 void cuda_mapper_close(cuda_mapper *mapper); /* waits for nothing on the GPU: the caller has; unmaps everything */
-perch_status cuda_mapper_push(cuda_mapper *mapper, const kv_command *commands, size_t n, perch_error *err);
+void cuda_mapper_push(cuda_mapper *mapper, const kv_command *commands, size_t n);
 perch_status cuda_mapper_wait(cuda_mapper *mapper, perch_error *err); /* for all that was pushed to be mapped */
+/*
+ * Step `step` is going to reach the rows' slots; all of it that does is queued; it is known to be done. What it reaches is not
+ * unmapped in between.
+ */
+void cuda_mapper_begin_step(cuda_mapper *mapper, uint64_t step, const kernels_row *rows, uint32_t n_rows);
+perch_status cuda_mapper_end_step(cuda_mapper *mapper, uint64_t step, perch_error *err);
+void cuda_mapper_step_done(cuda_mapper *mapper, uint64_t step);
 
 /* math.c */
 perch_status cuda_run_embed(kernels_device *device, const kernels_weight *weight, const kernels_batch *batch,
@@ -402,7 +435,9 @@ perch_status cuda_wait(kernels_device *device, uint32_t lane, const kernels_chos
 
 /* graph.c */
 #define CUDA_GRAPH_BYTES ((uint64_t)64 << 20) /* device memory that graphs may take together */
-cudaGraphExec_t cuda_graph_find(const cuda_recorder *recorder, const cuda_graph_key *key);
+/* Queues the pass's graph; false: there is none, or none that can be launched, and the pass is to be queued. */
+bool cuda_graph_replay(kernels_device *device, const cuda_graph_key *key);
+uint64_t cuda_failed_graphs(const kernels_device *device);
 /* Both leave no error behind: what can't be recorded is not replayed. */
 void cuda_record_begin(kernels_device *device, const cuda_graph_key *key);
 void cuda_record_end(kernels_device *device);

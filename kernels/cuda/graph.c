@@ -5,6 +5,9 @@
  *
  * Memory. A graph takes device memory when it is instantiated; how much only the driver knows. What is free before and after says
  * it: once the sum passes CUDA_GRAPH_BYTES, which the plan counts, no more graphs are made.
+ *
+ * Graphs save time and nothing else. One that can't be made ends the making of more; one that can't be launched ends them all, and its
+ * pass is queued kernel by kernel as if there had never been any. Either is counted.
  */
 #include "kernels/cuda/device.h"
 
@@ -12,7 +15,7 @@ static bool same_key(const cuda_graph_key *a, const cuda_graph_key *b) {
     return a->key == b->key && a->lane == b->lane && a->n_tokens == b->n_tokens && a->n_logits == b->n_logits;
 }
 
-cudaGraphExec_t cuda_graph_find(const cuda_recorder *recorder, const cuda_graph_key *key) {
+static cudaGraphExec_t find_graph(const cuda_recorder *recorder, const cuda_graph_key *key) {
     for (uint32_t i = 0; i < recorder->n_graphs; i++) {
         if (same_key(&recorder->graphs[i].key, key)) {
             return recorder->graphs[i].exec;
@@ -20,6 +23,39 @@ cudaGraphExec_t cuda_graph_find(const cuda_recorder *recorder, const cuda_graph_
     }
     return NULL;
 }
+
+/* Those that run still are freed by the driver when they are done. */
+static void drop_graphs(cuda_recorder *r) {
+    for (uint32_t i = 0; i < r->n_graphs; i++) {
+        (void)cudaGraphExecDestroy(r->graphs[i].exec);
+    }
+    r->n_graphs = 0;
+}
+
+/* No more graphs are made. What the call left is not to be told by the next launch. */
+static void failed_to_make(cuda_recorder *r) {
+    r->enabled = false;
+    r->n_failed++;
+    (void)cudaGetLastError();
+}
+
+bool cuda_graph_replay(kernels_device *device, const cuda_graph_key *key) {
+    cuda_recorder *r = &device->recorder;
+    cudaGraphExec_t exec = find_graph(r, key);
+    if (exec == NULL) {
+        return false;
+    }
+    if (cudaGraphLaunch(exec, device->compute) == cudaSuccess) {
+        return true;
+    }
+    failed_to_make(r);
+    r->wanted = false;
+    drop_graphs(r);
+    (void)cudaGetLastError();
+    return false;
+}
+
+uint64_t cuda_failed_graphs(const kernels_device *device) { return device->recorder.n_failed; }
 
 void cuda_record_begin(kernels_device *device, const cuda_graph_key *key) {
     cuda_recorder *r = &device->recorder;
@@ -31,8 +67,7 @@ void cuda_record_begin(kernels_device *device, const cuda_graph_key *key) {
     r->failed = false;
     r->key = *key;
     if (!r->on) {
-        r->enabled = false;
-        (void)cudaGetLastError();
+        failed_to_make(r);
     }
 }
 
@@ -78,8 +113,7 @@ void cuda_record_end(kernels_device *device) {
         (void)cudaGraphDestroy(graph);
     }
     if (exec == NULL) {
-        r->enabled = false;
-        (void)cudaGetLastError();
+        failed_to_make(r);
         return;
     }
     r->graphs[r->n_graphs++] = (cuda_graph){r->key, exec};
@@ -89,8 +123,5 @@ void cuda_graphs_close(kernels_device *device) {
     cuda_recorder *r = &device->recorder;
     r->failed = true;
     cuda_record_end(device);
-    for (uint32_t i = 0; i < r->n_graphs; i++) {
-        (void)cudaGraphExecDestroy(r->graphs[i].exec);
-    }
-    r->n_graphs = 0;
+    drop_graphs(r);
 }

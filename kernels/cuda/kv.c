@@ -4,7 +4,8 @@
  * TABLE: the pages are one allocation, and each slot has a table of its groups' addresses in device memory.
  *
  * Data is ordered by the compute stream: a copy of a page stands there between the steps before and after it, and so do the
- * changes of tables. Mappings are not: whoever queues what may touch a slot waits for them first (cuda_kv_settle), which is
+ * changes of tables. Mappings are not. kv_execute is called under the engine's lock, so it queues copies and notes what slots are to
+ * have, and waits for nothing; whoever queues what may touch a slot has that carried out first (cuda_kv_settle), which is
  * `begin`, upload and download.
  */
 #include "kernels/cuda/device.h"
@@ -141,9 +142,11 @@ static perch_status open_table(kernels_device *device, perch_error *err) {
     if (status == PERCH_E_NOMEM) {
         return no_room(device, table_bytes, err);
     }
-    return status == PERCH_OK ? cuda_check(device, cudaMemsetAsync(tables, 0, table_bytes, device->compute),
-                                           "emptying the KV slots' tables", err)
-                              : status;
+    if (status == PERCH_OK) {
+        status = cuda_check(device, cudaMemsetAsync(tables, 0, table_bytes, device->compute),
+                            "emptying the KV slots' tables", err);
+    }
+    return status == PERCH_OK ? cuda_changes_open(&kv->changes, n_places, err) : status;
 }
 
 perch_status cuda_kv_open(kernels_device *device, const kernels_kv *shape, perch_error *err) {
@@ -170,6 +173,7 @@ void cuda_kv_close(kernels_device *device) {
     (void)cudaStreamSynchronize(device->compute);
     cuda_mapper_close(kv->mapper);
     if (kv->shape.mapping == KERNELS_TABLE) {
+        cuda_changes_close(&kv->changes);
         (void)cudaFree(kv->tables);
         (void)cudaFree((void *)(uintptr_t)kv->pool);
     } else {
@@ -196,15 +200,13 @@ static uint8_t *page_address(const cuda_kv *kv, uint32_t page) {
     return (uint8_t *)(uintptr_t)kv->pool + page * kv->shape.page_bytes;
 }
 
-static uint8_t **table_place(const cuda_kv *kv, uint32_t slot, uint32_t index) {
-    return kv->tables + ((size_t)slot * kv->shape.pages_per_slot + index) * kv->groups_per_page;
-}
+static uint8_t **table_place(const cuda_kv *kv, size_t place) { return kv->tables + place * kv->groups_per_page; }
 
 kv_view cuda_kv_slot(const kernels_device *device, uint32_t slot) {
     const cuda_kv *kv = &device->kv;
     assert(kv->is_open && slot < kv->shape.n_slots);
     if (kv->shape.mapping == KERNELS_TABLE) {
-        return (kv_view){.base = NULL, .blocks = table_place(kv, slot, 0)};
+        return (kv_view){.base = NULL, .blocks = table_place(kv, (size_t)slot * kv->shape.pages_per_slot)};
     }
     uint64_t at = (uint64_t)slot * kv->shape.pages_per_slot * kv->shape.page_bytes;
     return (kv_view){.base = (uint8_t *)(uintptr_t)(kv->slots + at), .blocks = NULL};
@@ -232,39 +234,21 @@ static perch_status copy_page(kernels_device *device, const kv_command *c, perch
                       "copying a KV page", err);
 }
 
-/* Commands of one kind for places side by side, as one change of the slot's table. */
-static perch_status change_table(kernels_device *device, const kv_command *run, size_t n, perch_error *err) {
-    const cuda_kv *kv = &device->kv;
-    const size_t bytes = n * kv->groups_per_page * sizeof(uint8_t *);
-    uint8_t **to = table_place(kv, run->slot, run->index);
-    void *piece;
-    if (run->op == KV_UNMAP) {
-        return cuda_check(device, cudaMemsetAsync(to, 0, bytes, device->compute), "emptying a KV slot's table", err);
-    }
-    perch_status status = cuda_staging_take(device, bytes, &piece, err);
-    if (status != PERCH_OK) {
-        return status;
-    }
-    uint8_t **addresses = piece;
-    for (size_t i = 0; i < n; i++) {
-        for (uint32_t g = 0; g < kv->groups_per_page; g++) {
-            *addresses++ = page_address(kv, run[i].page) + g * kv->shape.group_bytes;
-        }
-    }
-    return cuda_check(device, cudaMemcpyAsync(to, piece, bytes, cudaMemcpyHostToDevice, device->compute),
-                      "filling a KV slot's table", err);
-}
-
-/* How many of the commands from the first on are of one kind; with a table, for places side by side. */
-static size_t run_length(const cuda_kv *kv, const kv_command *first, size_t n) {
-    const bool table = kv->shape.mapping == KERNELS_TABLE;
-    const size_t most = table ? CUDA_PIECE_BYTES / (kv->groups_per_page * sizeof(uint8_t *)) : n;
+/* MAP and UNMAP from the first on are noted up to the next command that is another. Returns how many. */
+static size_t note_changes(kernels_device *device, const kv_command *commands, size_t n) {
+    cuda_kv *kv = &device->kv;
     size_t length = 1;
-    while (length < n && length < most && command_fits(&kv->shape, &first[length]) &&
-           (table ? first[length].op == first->op && first[length].slot == first->slot &&
-                        first[length].index == first->index + length
-                  : first[length].op != KV_COPY)) {
+    while (length < n && command_fits(&kv->shape, &commands[length]) && commands[length].op != KV_COPY) {
         length++;
+    }
+    if (kv->mapper != NULL) {
+        cuda_mapper_push(kv->mapper, commands, length);
+        return length;
+    }
+    for (size_t i = 0; i < length; i++) {
+        const kv_command *c = &commands[i];
+        cuda_changes_note(&kv->changes, (size_t)c->slot * kv->shape.pages_per_slot + c->index,
+                          c->op == KV_MAP ? c->page : CUDA_NO_PAGE);
     }
     return length;
 }
@@ -272,6 +256,9 @@ static size_t run_length(const cuda_kv *kv, const kv_command *first, size_t n) {
 perch_status cuda_kv_execute(kernels_device *device, const kv_command *commands, size_t n, perch_error *err) {
     const cuda_kv *kv = &device->kv;
     perch_status status = cuda_enter(device, err);
+    if (status == PERCH_OK && device->pass.open) { /* of which nobody can say yet when it is done with its slots */
+        return err_set(err, PERCH_E_INVALID, "KV commands in the middle of a pass of GPU %d", device->ordinal);
+    }
     for (size_t i = 0; i < n && status == PERCH_OK;) {
         const kv_command *c = &commands[i];
         if (!command_fits(&kv->shape, c)) {
@@ -279,15 +266,62 @@ perch_status cuda_kv_execute(kernels_device *device, const kv_command *commands,
                            "KV command %zu (op %u, slot %u, index %u, page %u, source %u) does not fit", i, c->op,
                            c->slot, c->index, c->page, c->source);
         }
-        size_t length = c->op == KV_COPY ? 1 : run_length(kv, c, n - i);
-        status = c->op == KV_COPY                     ? copy_page(device, c, err)
-                 : kv->shape.mapping == KERNELS_TABLE ? change_table(device, c, length, err)
-                                                      : cuda_mapper_push(kv->mapper, c, length, err);
-        i += length;
+        if (c->op == KV_COPY) {
+            status = copy_page(device, c, err);
+            i++;
+        } else {
+            i += note_changes(device, c, n - i);
+        }
+    }
+    return status;
+}
+
+/* --- settling */
+
+static void fill_addresses(const cuda_kv *kv, uint32_t page, uint8_t **addresses) {
+    for (uint32_t g = 0; g < kv->groups_per_page; g++) {
+        addresses[g] = page != CUDA_NO_PAGE ? page_address(kv, page) + g * kv->shape.group_bytes : NULL;
+    }
+}
+
+/* Changes of places side by side, as one change of the tables. */
+static perch_status change_tables(kernels_device *device, const cuda_change *run, size_t n, perch_error *err) {
+    const cuda_kv *kv = &device->kv;
+    const size_t bytes = n * kv->groups_per_page * sizeof(uint8_t *);
+    void *piece;
+    perch_status status = cuda_staging_take(device, bytes, &piece, err);
+    if (status != PERCH_OK) {
+        return status;
+    }
+    for (size_t i = 0; i < n; i++) {
+        fill_addresses(kv, run[i].page, (uint8_t **)piece + i * kv->groups_per_page);
+    }
+    return cuda_check(
+        device, cudaMemcpyAsync(table_place(kv, run->place), piece, bytes, cudaMemcpyHostToDevice, device->compute),
+        "changing the KV slots' tables", err);
+}
+
+static perch_status settle_tables(kernels_device *device, perch_error *err) {
+    enum { MOST = 512 };
+    cuda_kv *kv = &device->kv;
+    const size_t of_piece = CUDA_PIECE_BYTES / (kv->groups_per_page * sizeof(uint8_t *)),
+                 most = of_piece < MOST ? of_piece : MOST;
+    cuda_change run[MOST], next;
+    size_t n = 0;
+    perch_status status = PERCH_OK;
+    bool any = cuda_changes_take(&kv->changes, &next);
+    while (any && status == PERCH_OK) {
+        run[n++] = next;
+        any = cuda_changes_take(&kv->changes, &next);
+        if (!any || n == most || next.place != run[0].place + n) {
+            status = change_tables(device, run, n, err);
+            n = 0;
+        }
     }
     return status;
 }
 
 perch_status cuda_kv_settle(kernels_device *device, perch_error *err) {
-    return device->kv.mapper != NULL ? cuda_mapper_wait(device->kv.mapper, err) : PERCH_OK;
+    const cuda_kv *kv = &device->kv;
+    return kv->mapper != NULL ? cuda_mapper_wait(kv->mapper, err) : kv->is_open ? settle_tables(device, err) : PERCH_OK;
 }

@@ -42,7 +42,8 @@ static perch_status check_batch(const kernels_device *device, const kernels_batc
     }
     for (uint32_t r = 0; r < batch->n_rows; r++) {
         const kernels_row *row = &batch->rows[r];
-        if (row->slot >= limits->max_batch_size || (uint64_t)row->first_token + row->n_tokens > batch->n_tokens ||
+        if (row->slot >= limits->max_batch_size || (device->kv.is_open && row->slot >= device->kv.shape.n_slots) ||
+            (uint64_t)row->first_token + row->n_tokens > batch->n_tokens ||
             (uint64_t)row->first_position + row->n_tokens > limits->session_len) {
             return err_set(err, PERCH_E_INVALID, "row %u: tokens %u + %u at position %u in slot %u do not fit", r,
                            row->first_token, row->n_tokens, row->first_position, row->slot);
@@ -165,6 +166,11 @@ static bool choose_size(const kernels_device *device, const kernels_batch *batch
     return true;
 }
 
+/* All that reaches KV is queued. */
+static perch_status end_pass(kernels_device *device, const cuda_lane *lane, perch_error *err) {
+    return device->kv.mapper != NULL ? cuda_mapper_end_step(device->kv.mapper, lane->step, err) : PERCH_OK;
+}
+
 perch_status cuda_begin(kernels_device *device, uint32_t lane_index, const kernels_batch *batch, uint64_t graph_key,
                         kernels_pass *pass, perch_error *err) {
     perch_status status = cuda_enter(device, err);
@@ -189,11 +195,14 @@ perch_status cuda_begin(kernels_device *device, uint32_t lane_index, const kerne
         return status;
     }
     lane->state = LANE_BEGUN;
+    lane->step = ++device->n_steps;
+    if (device->kv.mapper != NULL) {
+        cuda_mapper_begin_step(device->kv.mapper, lane->step, batch->rows, batch->n_rows);
+    }
     const cuda_graph_key key = {graph_key, lane_index, pass->n_tokens, pass->n_logits};
-    cudaGraphExec_t exec = is_graph ? cuda_graph_find(&device->recorder, &key) : NULL;
-    if (exec != NULL) {
+    if (is_graph && cuda_graph_replay(device, &key)) {
         pass->replayed = true;
-        return cuda_check(device, cudaGraphLaunch(exec, device->compute), "replaying a pass", err);
+        return end_pass(device, lane, err);
     }
     if (is_graph) {
         cuda_record_begin(device, &key);
@@ -213,7 +222,7 @@ perch_status cuda_end(kernels_device *device, uint32_t lane, perch_error *err) {
     }
     cuda_record_end(device);
     device->pass.open = false;
-    return status;
+    return status == PERCH_OK ? end_pass(device, &device->lanes[lane], err) : status;
 }
 
 /* --- choices */
@@ -321,6 +330,9 @@ perch_status cuda_wait(kernels_device *device, uint32_t lane_index, const kernel
     status = cuda_check(device, cudaEventSynchronize(lane->done), "a step", err);
     if (status == PERCH_OK) {
         lane->state = LANE_FREE;
+        if (device->kv.mapper != NULL) {
+            cuda_mapper_step_done(device->kv.mapper, lane->step);
+        }
         *out = lane->host_chosen;
     }
     return status;

@@ -457,10 +457,97 @@ static void passes_that_cannot_be_recorded_are_queued(void) {
         check_same(&have, &want);
         CHECK_MSG(emulation_failed() == 1 && (have.n_replayed == 0 || i == 4), "%s: %u passes were replayed", calls[i],
                   have.n_replayed);
+        CU_ASSERT(cuda()->async->failed_graphs(have.device) == (i < 4));
         testing_close(have.device);
     }
 #else
     test_skip("has calls fail");
+#endif
+}
+
+/* A graph that can't be launched, for want of memory, say: its pass and all after it are queued, and nobody notices. */
+static void graphs_that_cannot_be_launched_are_queued(void) {
+#ifdef PERCH_EMULATED
+    static world want, have;
+    variant v = {.mapping = KERNELS_VMM, .ahead = true, .seed = 5};
+    world_open(&want, &v);
+    serve(&want);
+    testing_close(want.device);
+    v.graphs = true;
+    for (uint64_t nth = 1; nth <= 3; nth++) {
+        world_open(&have, &v);
+        CU_ASSERT(cuda()->async->failed_graphs(have.device) == 0);
+        emulation_fail("cudaGraphLaunch", nth, cudaErrorMemoryAllocation);
+        serve(&have);
+        check_same(&have, &want);
+        CHECK_MSG(emulation_failed() == 1 && have.n_replayed == nth - 1 && emulation_calls("cudaGraphLaunch") == nth,
+                  "launch %" PRIu64 " fails: %u passes were replayed", nth, have.n_replayed);
+        CU_ASSERT(cuda()->async->failed_graphs(have.device) == 1);
+        testing_close(have.device);
+    }
+#else
+    test_skip("has calls fail");
+#endif
+}
+
+/* Waits of any thread for the GPU. */
+#ifdef PERCH_EMULATED
+static uint64_t n_waits(void) {
+    return emulation_calls("cudaEventSynchronize") + emulation_calls("cudaStreamSynchronize");
+}
+
+/* Queues a pass of the first slot's row, which is decoding, and leaves it under way. */
+static void launch_slot(world *w, uint32_t slot, uint32_t lane) {
+    sequence *s = w->in_slot[slot];
+    step st = {.n = 1, .n_rows = 1, .n_logits = 1};
+    map_up_to(w, slot, s->n_computed + 1);
+    st.tokens[0] = s->tokens[s->n_computed];
+    st.token_from[0] = KERNELS_GIVEN;
+    st.positions[0] = s->n_computed;
+    st.rows[0] = (kernels_row){
+        .kv = cuda()->kv_slot(w->device, slot), .n_tokens = 1, .first_position = s->n_computed++, .slot = slot};
+    st.choices[0] = (kernels_choice){.slot = slot, .n_prompt = 1, .n_tokens = s->n_computed, .sampling = &s->sampling};
+    st.chosen_for[0] = s;
+    launch(w, lane, &st);
+}
+#endif
+
+/*
+ * Other pages come to a slot that the running step does not have, though it had been in use the step before: that waits for
+ * nothing. For a slot that it does have it waits, and not before somebody needs the pages.
+ */
+static void places_that_the_running_step_does_not_have_are_mapped_beside_it(void) {
+#ifdef PERCH_EMULATED
+    static world w;
+    const variant v = {.mapping = KERNELS_VMM, .seed = 0}; /* work is done as late as it may be */
+    const kernels_chosen *chosen;
+    world_open(&w, &v);
+    for (uint32_t slot = 0; slot < 2; slot++) {
+        w.in_slot[slot] = &w.sequences[slot];
+        w.sequences[slot].slot = slot;
+    }
+    launch_slot(&w, 1, 0);
+    CHECK_OK(cuda()->async->wait(w.device, 0, &chosen, ERR));
+    map_up_to(&w, 0, 1);
+    for (uint32_t slot = 2; slot-- > 0;) { /* first the one that the step before had, then the step's own */
+        if (slot == 1) {
+            launch_slot(&w, 0, 1);
+        }
+        const uint64_t waits = n_waits(), unmaps = emulation_calls("cuMemUnmap");
+        const kv_command commands[] = {{.op = KV_UNMAP, .slot = slot},
+                                       {.op = KV_MAP, .slot = slot, .page = w.free_pages[w.n_free - 1 - slot]}};
+        CHECK_OK(cuda()->kv_execute(w.device, commands, 2, ERR));
+        CU_ASSERT(slot == 0 || cudaStreamQuery(w.device->compute) == cudaErrorNotReady);
+        CHECK_OK(cuda_kv_settle(w.device, ERR));
+        CHECK_MSG(emulation_calls("cuMemUnmap") == unmaps + 1 && n_waits() == waits + (slot == 0),
+                  "slot %u: %" PRIu64 " waits, %" PRIu64 " unmapped", slot, n_waits() - waits,
+                  emulation_calls("cuMemUnmap") - unmaps);
+        CU_ASSERT(cudaStreamQuery(w.device->compute) == (slot == 1 ? cudaErrorNotReady : cudaSuccess) || slot == 0);
+    }
+    CHECK_OK(cuda()->async->wait(w.device, 1, &chosen, ERR));
+    testing_close(w.device);
+#else
+    test_skip("counts calls of the emulation");
 #endif
 }
 
@@ -579,6 +666,8 @@ static void what_does_not_fit_is_refused(void) {
     CHECK_OK(async->begin(w.device, 0, &good, 0, &pass, ERR));
     CHECK_ERROR(async->begin(w.device, 0, &good, 0, &pass, ERR), PERCH_E_INVALID, "is begun, not free");
     CHECK_ERROR(async->begin(w.device, 1, &good, 0, &pass, ERR), PERCH_E_INVALID, "has not ended");
+    CHECK_ERROR(cuda()->kv_execute(w.device, &(kv_command){.op = KV_UNMAP}, 1, ERR), PERCH_E_INVALID,
+                "in the middle of a pass");
     queue_pass(&w.model, &good, &pass);
     CHECK_OK(async->end(w.device, 0, ERR));
     const perch_sampling typical = {.top_p = 1, .typical_p = 0.5, .repetition_penalty = 1};
@@ -599,6 +688,9 @@ int main(int argc, char **argv) {
         {"every_way_gives_the_same_tokens", every_way_gives_the_same_tokens},
         {"graphs_change_no_bit", graphs_change_no_bit},
         {"passes_that_cannot_be_recorded_are_queued", passes_that_cannot_be_recorded_are_queued},
+        {"graphs_that_cannot_be_launched_are_queued", graphs_that_cannot_be_launched_are_queued},
+        {"places_that_the_running_step_does_not_have_are_mapped_beside_it",
+         places_that_the_running_step_does_not_have_are_mapped_beside_it},
         {"steps_take_no_memory", steps_take_no_memory},
         {"history_reaches_the_choice", history_reaches_the_choice},
         {"what_does_not_fit_is_refused", what_does_not_fit_is_refused},
