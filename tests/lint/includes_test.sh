@@ -40,7 +40,9 @@ allowed_tree() {
     put comm/comm.h '#include "base/base.h"' '#include <mpi.h>'
     put engine/model/model.h '#include "kernels/kernels.h"' '#include "comm/comm.h"'
     put engine/text/text.h '#include <perch/perch.h>' '#include "base/base.h"'
-    put engine/engine.c '#include "cache/cache.h"' '#include "engine/model/model.h"' '#include "engine/text/text.h"'
+    put engine/tiers/tiers.h '#include "base/base.h"'
+    put engine/engine.c '#include "cache/cache.h"' '#include "engine/model/model.h"' '#include "engine/text/text.h"' \
+        '#include "engine/tiers/tiers.h"'
     put tools/perch.c '#include "perch/perch.h"' '#include <jansson.h>'
     put tools/limits.cu '#include <cuda_runtime.h>'
     put tests/whole_test.c '#include "engine/model/model.h"' '#include "cache/cache.h"' '#include "../cache/cache.h"'
@@ -72,6 +74,12 @@ put engine/text/bpe.c '#include "engine/model/model.h"' '#include "kernels/kerne
 expect "text includes neither model nor kernels" \
     'engine/text/bpe.c:1: engine/text/ may not include engine/model/: engine/model/model.h' \
     'engine/text/bpe.c:2: engine/text/ may not include kernels/: kernels/kernels.h'
+
+allowed_tree
+put engine/tiers/disk.c '#include "kernels/kernels.h"' '#include "cache/cache.h"'
+expect "tiers include neither kernels nor the cache" \
+    'engine/tiers/disk.c:1: engine/tiers/ may not include kernels/: kernels/kernels.h' \
+    'engine/tiers/disk.c:2: engine/tiers/ may not include cache/: cache/cache.h'
 
 allowed_tree
 put engine/engine.h '#include "base/base.h"'
