@@ -25,9 +25,25 @@ uint32_t cache_pages_per_slot(const cache_config *config) {
 }
 
 typedef struct sizes {
-    size_t pages, slots, places, commands; /* bytes of the arrays */
-    size_t cap_commands;
+    size_t pages, slots, places, commands, nodes, buckets; /* bytes of the arrays */
+    size_t cap_commands, n_nodes, n_buckets;
 } sizes;
+
+/* Groups that can end in pages: more can't have KV, whoever they belong to. And two buckets for each. */
+static bool count_nodes(const cache_config *config, sizes *out) {
+    size_t in_a_page = (size_t)ceil_div(config->page_bytes, config->group_bytes);
+    out->n_nodes = out->n_buckets = 0;
+    if (config->prefix_index) {
+        if (!mul_size(config->n_pages, in_a_page, &out->n_nodes) || out->n_nodes >= CACHE_NO_NODE) {
+            return false;
+        }
+        for (out->n_buckets = 1; out->n_buckets < 2 * out->n_nodes;) {
+            out->n_buckets *= 2;
+        }
+    }
+    return mul_size(out->n_nodes, sizeof(cache_node), &out->nodes) &&
+           mul_size(out->n_buckets, sizeof(uint32_t), &out->buckets);
+}
 
 /*
  * The command list is long enough for a step in which every slot is pinned anew and filled to its end, and the pages of
@@ -42,7 +58,7 @@ static bool compute_sizes(const cache_config *config, sizes *out) {
            mul_size(n_slots, per_slot, &out->cap_commands) &&
            mul_size(out->cap_commands, sizeof(kv_command), &out->commands) &&
            mul_size(n_places, sizeof(uint32_t), &out->places) && mul_size(n_slots, sizeof(cache_slot), &out->slots) &&
-           mul_size(config->n_pages, sizeof(cache_page), &out->pages);
+           mul_size(config->n_pages, sizeof(cache_page), &out->pages) && count_nodes(config, out);
 }
 
 static perch_status check_config(const cache_config *config, perch_error *err) {
@@ -73,7 +89,7 @@ uint64_t cache_host_bytes(const cache_config *config) {
     if (check_config(config, NULL) != PERCH_OK || !compute_sizes(config, &s)) {
         return 0;
     }
-    return sizeof(cache) + s.pages + s.slots + s.places + s.commands;
+    return sizeof(cache) + s.pages + s.slots + s.places + s.commands + s.nodes + s.buckets;
 }
 
 /* ------------------------------------------------------- create, destroy -- */
@@ -101,13 +117,18 @@ perch_status cache_create(const cache_config *config, cache **out, perch_error *
     c->slots = calloc(1, s.slots);
     c->places = calloc(1, s.places);
     c->commands = calloc(1, s.commands);
-    if (!c->pages || !c->slots || !c->places || !c->commands) {
-        cache_destroy(c);
-        return err_nomem(err, "the cache's tables of pages, slots and commands");
-    }
+    c->nodes = s.nodes ? calloc(1, s.nodes) : NULL;
+    c->buckets = s.nodes ? calloc(1, s.buckets) : NULL;
     list_init(&c->lru);
+    if (!c->pages || !c->slots || !c->places || !c->commands || (s.nodes && (!c->nodes || !c->buckets))) {
+        cache_destroy(c);
+        return err_nomem(err, "the cache's tables of pages, slots, commands and prefixes");
+    }
+    c->n_nodes = (uint32_t)s.n_nodes;
+    c->bucket_mask = s.n_buckets - 1;
     pool_init(c);
     slot_init(c);
+    prefix_init(c);
     *out = c;
     return PERCH_OK;
 }
@@ -116,10 +137,15 @@ void cache_destroy(cache *c) {
     if (!c) {
         return;
     }
+    while (!list_empty(&c->lru)) { /* those that were closed */
+        cache_entry_destroy(c, (cache_entry *)c->lru.next);
+    }
     free(c->pages);
     free(c->slots);
     free(c->places);
     free(c->commands);
+    free(c->nodes);
+    free(c->buckets);
     free(c);
 }
 
@@ -279,6 +305,7 @@ void cache_unpin(cache *c, cache_entry *e) {
         return;
     }
     e->pinned = false;
+    prefix_forget_promises(c, e);
     for (uint32_t i = 0; i < e->n_pages; i++) {
         pool_unpin(c, e->pages[i]);
     }
@@ -298,7 +325,10 @@ void cache_stats_get(const cache *c, cache_stats *out) {
         .n_idle = c->config.n_pages - c->n_free - c->n_pinned_pages,
         .n_slots = c->config.n_slots,
         .n_slots_pinned = c->n_pinned_slots,
-        .n_resident_entries = c->n_resident,
+        .n_resident_entries = c->n_resident - c->n_closed,
+        .n_closed_entries = c->n_closed,
+        .n_nodes = c->n_nodes_used,
+        .adopted_tokens = c->adopted_tokens,
         .evictions = c->evictions,
         .evicted_pages = c->evicted_pages,
         .copied_pages = c->copied_pages,

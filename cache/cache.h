@@ -14,6 +14,9 @@
  * Pages are shared between entries by fork, and copied before the first write (any page that holds a byte of a group
  * which is about to be written and has more than one owner).
  *
+ * An entry that was computed can be found by others whose tokens begin alike (prefix.c): they share its pages in the same
+ * way. A closed entry goes on in the LRU list, without an owner, for just that.
+ *
  * A page whose last owner let go of it stays mapped where it was until somebody needs it. One page is never mapped at
  * two places except under the slots of several owners.
  *
@@ -39,6 +42,7 @@ typedef struct cache_config {
     uint32_t n_slots;
     uint32_t session_len; /* tokens; sizes a slot: ceil(ceil(session_len / 16) * group_bytes / page_bytes) pages */
     uint32_t chunk_pages; /* an entry grows by multiples of this (capped at the slot); 0 = the whole slot at once */
+    bool prefix_index;    /* entries find what others have computed of their tokens */
 } cache_config;
 
 typedef struct cache_stats {
@@ -46,10 +50,13 @@ typedef struct cache_stats {
     uint32_t n_pinned; /* pages with a pinned owner */
     uint32_t n_idle;   /* pages with idle owners only: n_free + n_pinned + n_idle = n_pages */
     uint32_t n_slots, n_slots_pinned;
-    uint64_t n_resident_entries; /* idle entries that hold pages */
+    uint64_t n_resident_entries; /* idle entries that hold pages, */
+    uint64_t n_closed_entries;   /* and what is left of those that were closed */
+    uint32_t n_nodes;            /* groups of tokens that the index knows */
+    uint64_t adopted_tokens;     /* since create: what entries took from others */
     /*
-     * Since create. evictions: times that an entry lost valid KV to someone else, at most once a call that evicts;
-     * evicted_pages: pages that carried it. Spare pages that are taken from an idle entry are not counted.
+     * Since create. evictions: times that an entry lost valid KV to someone else, at most once a call that evicts, closed
+     * ones not counted; evicted_pages: pages that carried it. Spare pages that are taken from an idle entry are not counted.
      */
     uint64_t evictions, evicted_pages, copied_pages, maps, unmaps;
 } cache_stats;
@@ -60,9 +67,13 @@ void cache_destroy(cache *c); /* after its entries; NULL is fine */
 
 uint32_t cache_pages_per_slot(const cache_config *config); /* 0 on overflow */
 
-/* An empty idle entry, some tens of bytes. destroy unpins it and lets go of its pages; NULL is fine. */
-perch_status cache_entry_create(cache *c, cache_entry **out, perch_error *err);
+/*
+ * An empty idle entry, some hundred bytes. destroy unpins it and lets go of its pages; close does so, too, but what it has
+ * published stays to be found until somebody needs the memory. NULL is fine.
+ */
+perch_status cache_entry_create(cache *c, uint64_t name_space, cache_entry **out, perch_error *err);
 void cache_entry_destroy(cache *c, cache_entry *e);
+void cache_entry_close(cache *c, cache_entry *e);
 
 /*
  * Gives the entry its page array (pages_per_slot numbers), which pin and extend need; released again when the entry
@@ -71,6 +82,7 @@ void cache_entry_destroy(cache *c, cache_entry *e);
 perch_status cache_entry_reserve(cache *c, cache_entry *e, perch_error *err);
 void cache_entry_release(cache *c, cache_entry *e);
 
+uint64_t cache_entry_namespace(const cache_entry *e);
 uint32_t cache_entry_n_valid(const cache_entry *e);
 uint32_t cache_entry_n_pages(const cache_entry *e);
 uint64_t cache_entry_n_evictions(const cache_entry *e); /* times it lost valid KV to someone else */
@@ -126,6 +138,36 @@ void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens);
  * E_INVALID (the child is not empty and idle): nothing changed.
  */
 perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint32_t n_tokens, perch_error *err);
+
+/*
+ * The prefix index: whole groups of tokens whose KV some entry of the namespace has, found by exact comparison. All of it does
+ * nothing without config.prefix_index.
+ *
+ * publish: tokens [0, n_tokens) are the entry's, and no step writes their KV any more; whole groups that are valid can be found
+ * from now on, until the entry loses them. promise: a pinned entry is going to compute what extend made room for, as far as
+ * `tokens` is known; forgotten when it is unpinned or truncated. tokens: [n_tokens], the same as in every call before.
+ */
+void cache_publish(cache *c, cache_entry *e, const int32_t *tokens, uint32_t n_tokens);
+void cache_promise(cache *c, cache_entry *e, const int32_t *tokens, uint32_t n_tokens);
+
+typedef struct cache_found {
+    uint32_t n_tokens;         /* some entry, perhaps e, has the KV of so many of the tokens, in whole groups; */
+    uint32_t n_promised;       /* so many will have it, if all goes well; >= n_tokens */
+    uint32_t node;             /* private, up to the end */
+    uint32_t last, generation; /* the last node that was found */
+} cache_found;
+
+/* How far the idle entry e could get. O(groups beyond those that it has published) */
+void cache_find(const cache *c, const cache_entry *e, const int32_t *tokens, uint32_t n_tokens, cache_found *out);
+
+/* Whether a promise that was found (n_promised > n_tokens) is neither kept nor broken yet. O(1) */
+bool cache_promise_open(const cache *c, const cache_found *found);
+
+/*
+ * The idle, reserved entry takes found->n_tokens tokens, n_tokens at most, from whoever has them, by sharing pages as fork does,
+ * and is most recently used. `found` is of this moment. Nothing happens where it has as many.
+ */
+void cache_adopt(cache *c, cache_entry *e, const cache_found *found, uint32_t n_tokens);
 
 /*
  * The least recently used idle entry loses pages from its tail until it has keep_pages (or none, if those would hold no

@@ -7,13 +7,35 @@
 #include <stdlib.h>
 
 typedef struct recount {
-    uint32_t *owners; /* [n_pages] */
-    uint32_t *pinned; /* [n_pages] */
-    uint32_t *mapped; /* [n_pages] places */
-    uint32_t *live;   /* [n_pages] of which live */
-    uint64_t * xor ;  /* [n_pages] of the places */
-    uint8_t *free;    /* [n_pages] is in the free list */
+    uint32_t *owners;  /* [n_pages] */
+    uint32_t *pinned;  /* [n_pages] */
+    uint32_t *mapped;  /* [n_pages] places */
+    uint32_t *live;    /* [n_pages] of which live */
+    uint64_t * xor ;   /* [n_pages] of the places */
+    uint8_t *free;     /* [n_pages] is in the free list */
+    cache_node *nodes; /* [n_nodes + 1] their n_holders, n_promises */
 } recount;
+
+/* The nodes that an entry holds and promises are as many as it says, up to the first group. */
+static const char *count_nodes(const cache *c, const cache_entry *e, recount *n) {
+    uint32_t n_held = 0, n_promised = 0, node = e->n_promised ? e->promised : e->held;
+    for (; node != CACHE_NO_NODE && node != e->held && n_promised <= e->n_promised; node = c->nodes[node].parent) {
+        n->nodes[node].n_promises++;
+        n_promised++;
+    }
+    bool hangs = node == CACHE_NO_NODE;
+    for (const cache_entry *at = hangs ? NULL : c->nodes[node].entries; at; at = at->peer) {
+        hangs = hangs || at == e;
+    }
+    for (; node != CACHE_NO_NODE && n_held <= e->n_held; node = c->nodes[node].parent) {
+        n->nodes[node].n_holders++;
+        n_held++;
+    }
+    return n_held != e->n_held || n_promised != e->n_promised || !hangs || (n_promised > 0 && !e->pinned)
+               ? "an entry does not hold the nodes that it believes in"
+           : n_held * KV_GROUP_TOKENS > e->n_valid ? "an entry holds nodes whose KV it does not have"
+                                                   : NULL;
+}
 
 static const char *count_entry(const cache *c, const cache_entry *e, recount *n) {
     if (!e->pages || e->n_pages > c->pages_per_slot) {
@@ -32,12 +54,25 @@ static const char *count_entry(const cache *c, const cache_entry *e, recount *n)
             return "a page of an entry is not mapped under the entry's slot";
         }
     }
-    return NULL;
+    return count_nodes(c, e, n);
+}
+
+static const char *check_nodes(const cache *c, const recount *n) {
+    uint32_t n_used = 0;
+    for (uint32_t node = 0; node < c->n_nodes; node++) {
+        const cache_node *at = &c->nodes[node], *counted = &n->nodes[node];
+        bool used = counted->n_holders > 0 || counted->n_promises > 0;
+        n_used += used;
+        if (used && (at->n_holders != counted->n_holders || at->n_promises != counted->n_promises)) {
+            return "a node's count of holders or promises is wrong";
+        }
+    }
+    return n_used == c->n_nodes_used ? NULL : "a node is in use that nobody holds or promises";
 }
 
 /* The entries with pages: idle ones are in the LRU list, pinned ones hold a slot. */
 static const char *check_entries(const cache *c, recount *n) {
-    uint64_t n_resident = 0;
+    uint64_t n_resident = 0, n_closed = 0;
     uint32_t n_pinned_slots = 0;
     for (const list_link *at = c->lru.next; at != &c->lru; at = at->next) {
         const cache_entry *e = (const cache_entry *)at;
@@ -49,6 +84,10 @@ static const char *check_entries(const cache *c, recount *n) {
         }
         if (e->slot != CACHE_NO_SLOT && (e->slot >= c->config.n_slots || c->slots[e->slot].holder != e)) {
             return "an idle entry believes in a slot that is not its own";
+        }
+        n_closed += e->closed;
+        if (e->closed && (e->slot != CACHE_NO_SLOT || e->n_held == 0)) {
+            return "a closed entry has a slot, or nothing that could be found";
         }
         const char *broken = count_entry(c, e, n);
         if (broken) {
@@ -69,6 +108,7 @@ static const char *check_entries(const cache *c, recount *n) {
         }
     }
     return n_resident != c->n_resident           ? "the number of resident entries is wrong"
+           : n_closed != c->n_closed             ? "the number of closed entries is wrong"
            : n_pinned_slots != c->n_pinned_slots ? "the number of pinned slots is wrong"
                                                  : NULL;
 }
@@ -154,15 +194,20 @@ static const char *check_pages(const cache *c, const recount *n) {
 
 const char *cache_check(const cache *c) {
     size_t n_pages = c->config.n_pages;
-    recount n = {calloc(n_pages, sizeof *n.owners), calloc(n_pages, sizeof *n.pinned),
-                 calloc(n_pages, sizeof *n.mapped), calloc(n_pages, sizeof *n.live),
-                 calloc(n_pages, sizeof *n.xor),    calloc(n_pages, sizeof *n.free)};
+    recount n = {calloc(n_pages, sizeof *n.owners),
+                 calloc(n_pages, sizeof *n.pinned),
+                 calloc(n_pages, sizeof *n.mapped),
+                 calloc(n_pages, sizeof *n.live),
+                 calloc(n_pages, sizeof *n.xor),
+                 calloc(n_pages, sizeof *n.free),
+                 calloc((size_t)c->n_nodes + 1, sizeof *n.nodes)};
     const char *broken = "out of memory for the check";
-    if (n.owners && n.pinned && n.mapped && n.live && n.xor &&n.free) {
+    if (n.owners && n.pinned && n.mapped && n.live && n.xor &&n.free && n.nodes) {
         broken = check_entries(c, &n);
         broken = broken ? broken : check_slots(c);
         broken = broken ? broken : check_places(c, &n);
         broken = broken ? broken : check_pages(c, &n);
+        broken = broken ? broken : check_nodes(c, &n);
     }
     free(n.owners);
     free(n.pinned);
@@ -170,5 +215,6 @@ const char *cache_check(const cache *c) {
     free(n.live);
     free(n.xor);
     free(n.free);
+    free(n.nodes);
     return broken;
 }

@@ -44,7 +44,7 @@ static fixture setup(cache_config config) {
         CU_FAIL_FATAL("the fixture's configuration is refused");
     }
     for (int i = 0; i < N_ENTRIES; i++) {
-        CU_ASSERT_EQUAL(cache_entry_create(f.c, &f.e[i], &err), PERCH_OK);
+        CU_ASSERT_EQUAL(cache_entry_create(f.c, 0, &f.e[i], &err), PERCH_OK);
         CU_ASSERT_EQUAL(cache_entry_reserve(f.c, f.e[i], &err), PERCH_OK);
     }
     return f;
@@ -187,10 +187,10 @@ static void create_and_reserve_survive_any_failing_allocation(void) {
 
     cache_entry *e = NULL, *child = NULL;
     calloc_fails = 0;
-    CU_ASSERT_EQUAL(cache_entry_create(c, &e, &err), PERCH_E_NOMEM);
+    CU_ASSERT_EQUAL(cache_entry_create(c, 0, &e, &err), PERCH_E_NOMEM);
     CU_ASSERT_PTR_NULL(e);
-    CU_ASSERT_EQUAL_FATAL(cache_entry_create(c, &e, &err), PERCH_OK);
-    CU_ASSERT_EQUAL_FATAL(cache_entry_create(c, &child, &err), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(cache_entry_create(c, 0, &e, &err), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(cache_entry_create(c, 0, &child, &err), PERCH_OK);
     calloc_fails = 0;
     CU_ASSERT_EQUAL(cache_entry_reserve(c, e, &err), PERCH_E_NOMEM);
     CU_ASSERT_EQUAL(cache_pin(c, e), PERCH_E_INVALID);
@@ -234,7 +234,7 @@ static void misuse_is_a_status(void) {
     fixture f = setup(config_of(100, 10, 2, 1));
     perch_error err = {0};
     cache_entry *bare;
-    CU_ASSERT_EQUAL_FATAL(cache_entry_create(f.c, &bare, &err), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(cache_entry_create(f.c, 0, &bare, &err), PERCH_OK);
     CU_ASSERT_EQUAL(cache_pin(f.c, bare), PERCH_E_INVALID);         /* not reserved */
     CU_ASSERT_EQUAL(cache_extend(f.c, f.e[0], 1), PERCH_E_INVALID); /* not pinned */
     CU_ASSERT_EQUAL(cache_pin(f.c, f.e[0]), PERCH_OK);
@@ -660,7 +660,7 @@ static void a_fork_shares_pages_and_takes_none(void) {
 static void a_child_needs_no_reservation_to_be_forked_or_pinned(void) {
     fixture f = setup(config_of(100, 10, 3, 1));
     cache_entry *child;
-    CU_ASSERT_EQUAL_FATAL(cache_entry_create(f.c, &child, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(cache_entry_create(f.c, 0, &child, NULL), PERCH_OK);
     fill_idle(&f, 0, 40);
     CU_ASSERT_EQUAL(cache_fork(f.c, f.e[0], child, 40, NULL), PERCH_OK);
     CU_ASSERT_EQUAL(cache_pin(f.c, child), PERCH_OK);
@@ -873,7 +873,7 @@ static crowd crowd_create(uint32_t n, uint32_t n_tokens, uint32_t n_pages) {
     CU_ASSERT_PTR_NOT_NULL_FATAL(w.entries);
     CU_ASSERT_EQUAL_FATAL(cache_create(&k, &w.c, NULL), PERCH_OK);
     for (uint32_t i = 0; i < n; i++) {
-        CU_ASSERT_EQUAL_FATAL(cache_entry_create(w.c, &w.entries[i], NULL), PERCH_OK);
+        CU_ASSERT_EQUAL_FATAL(cache_entry_create(w.c, 0, &w.entries[i], NULL), PERCH_OK);
         if (n_tokens > 0) {
             cache_entry_reserve(w.c, w.entries[i], NULL);
             cache_pin(w.c, w.entries[i]);
@@ -883,7 +883,7 @@ static crowd crowd_create(uint32_t n, uint32_t n_tokens, uint32_t n_pages) {
             cache_commands_clear(w.c);
         }
     }
-    CU_ASSERT_EQUAL_FATAL(cache_entry_create(w.c, &w.busy, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(cache_entry_create(w.c, 0, &w.busy, NULL), PERCH_OK);
     CU_ASSERT_EQUAL_FATAL(cache_entry_reserve(w.c, w.busy, NULL), PERCH_OK);
     return w;
 }

@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-perch_status cache_entry_create(cache *c, cache_entry **out, perch_error *err) {
+perch_status cache_entry_create(cache *c, uint64_t name_space, cache_entry **out, perch_error *err) {
     (void)c;
     cache_entry *e = calloc(1, sizeof *e);
     *out = e;
@@ -11,6 +11,8 @@ perch_status cache_entry_create(cache *c, cache_entry **out, perch_error *err) {
         return err_nomem(err, "a cache entry");
     }
     e->slot = CACHE_NO_SLOT;
+    e->name_space = name_space;
+    e->held = CACHE_NO_NODE;
     return PERCH_OK;
 }
 
@@ -21,9 +23,32 @@ void cache_entry_destroy(cache *c, cache_entry *e) {
     if (e->pinned) {
         cache_unpin(c, e);
     }
+    c->n_closed -= e->closed;
+    e->closed = false; /* nobody but this function frees it */
     cache_truncate(c, e, 0);
     free(e->pages);
     free(e);
+}
+
+void cache_entry_close(cache *c, cache_entry *e) {
+    if (e && e->pinned) {
+        cache_unpin(c, e);
+    }
+    /* What others hold as well is not worth keeping twice. */
+    if (!e || e->n_held == 0 || c->nodes[e->held].n_holders > 1) {
+        cache_entry_destroy(c, e);
+        return;
+    }
+    cache_truncate(c, e, e->n_held * KV_GROUP_TOKENS);
+    if (e->slot != CACHE_NO_SLOT) {
+        for (uint32_t i = 0; i < e->n_pages; i++) {
+            slot_abandon(c, e->slot, i);
+        }
+        slot_release(c, e);
+    }
+    e->n_reserved = 0;
+    e->closed = true;
+    c->n_closed++;
 }
 
 static perch_status ensure_array(const cache *c, cache_entry *e, perch_error *err) {
@@ -56,6 +81,7 @@ void cache_entry_release(cache *c, cache_entry *e) {
     free_array_if_unused(e);
 }
 
+uint64_t cache_entry_namespace(const cache_entry *e) { return e->name_space; }
 uint32_t cache_entry_n_valid(const cache_entry *e) { return e->n_valid; }
 uint32_t cache_entry_n_pages(const cache_entry *e) { return e->n_pages; }
 uint64_t cache_entry_n_evictions(const cache_entry *e) { return e->n_evictions; }
@@ -80,6 +106,10 @@ void entry_settle(cache *c, cache_entry *e) {
         slot_release(c, e);
     }
     free_array_if_unused(e);
+    if (e->closed) {
+        c->n_closed--;
+        free(e);
+    }
 }
 
 void cache_commit(cache_entry *e, uint32_t n_valid) {
@@ -93,6 +123,7 @@ void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens) {
         return;
     }
     uint32_t keep = cache_pages_for(c, n_tokens);
+    prefix_shrink(c, e, n_tokens);
     e->n_valid = e->n_valid < n_tokens ? e->n_valid : n_tokens;
     e->n_ready = e->n_ready < n_tokens ? e->n_ready : n_tokens;
     if (e->n_pages <= keep) {
@@ -102,6 +133,19 @@ void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens) {
         entry_drop_last(c, e);
     }
     entry_settle(c, e);
+}
+
+void entry_share(cache *c, const cache_entry *parent, cache_entry *child, uint32_t n_valid) {
+    uint32_t n_pages = cache_pages_for(c, n_valid);
+    for (uint32_t i = 0; i < n_pages; i++) {
+        child->pages[i] = parent->pages[i];
+        pool_share(c, child->pages[i]);
+    }
+    child->n_pages = n_pages;
+    child->n_valid = n_valid;
+    prefix_inherit(c, parent, child, n_valid);
+    list_push_back(&c->lru, &child->link);
+    c->n_resident++;
 }
 
 perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint32_t n_tokens, perch_error *err) {
@@ -117,14 +161,6 @@ perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint3
     if (status != PERCH_OK) {
         return status;
     }
-    uint32_t n_pages = cache_pages_for(c, n_valid);
-    for (uint32_t i = 0; i < n_pages; i++) {
-        child->pages[i] = parent->pages[i];
-        pool_share(c, child->pages[i]);
-    }
-    child->n_pages = n_pages;
-    child->n_valid = n_valid;
-    list_push_back(&c->lru, &child->link);
-    c->n_resident++;
+    entry_share(c, parent, child, n_valid);
     return PERCH_OK;
 }

@@ -27,8 +27,9 @@ static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *
     if (v->n_pages < n_carrying) {
         /* Fewer whole groups than n_valid's tokens lay in. */
         v->n_valid = (uint32_t)n_whole * KV_GROUP_TOKENS;
+        prefix_shrink(c, v, v->n_valid);
         v->n_evictions++;
-        c->evictions++;
+        c->evictions += !v->closed;
         c->evicted_pages += n_carrying - v->n_pages;
     }
     entry_settle(c, v);

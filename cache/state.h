@@ -18,6 +18,7 @@
 #include "cache/list.h"
 
 #define CACHE_NO_PAGE UINT32_MAX
+#define CACHE_NO_NODE UINT32_MAX
 
 typedef struct cache_page {
     list_link link;      /* in free_pages while n_owners is 0 */
@@ -31,6 +32,19 @@ typedef struct cache_slot {
     list_link link; /* in free_slots (no holder) or idle_slots (idle holder) */
     cache_entry *holder;
 } cache_slot;
+
+/* A group of tokens behind all of its parents': see prefix.c. Those not in use are a list by `next`. */
+typedef struct cache_node {
+    uint64_t name_space;
+    uint32_t parent;                         /* CACHE_NO_NODE: the first group of a sequence */
+    uint32_t next;                           /* in its bucket */
+    uint32_t first_child, previous, sibling; /* what hangs below each parent; not kept for first groups */
+    uint32_t n_holders;                      /* entries with that KV */
+    uint32_t n_promises;                     /* entries that will have it */
+    uint32_t generation;                     /* how often the number was given back */
+    cache_entry *entries;                    /* that hold this node and none below it */
+    int32_t tokens[KV_GROUP_TOKENS];
+} cache_node;
 
 /* What it takes to make an entry ready for a write. */
 typedef struct cache_growth {
@@ -50,6 +64,13 @@ struct cache_entry {
     uint32_t n_reserved;
     uint32_t slot;
     bool pinned;
+    bool closed; /* nobody's any more: goes with its last page */
+
+    /* prefix.c. The nodes that it holds are those of its first groups; what it promises follows on them. */
+    uint64_t name_space;
+    uint32_t held, n_held;           /* the last one, and how many */
+    uint32_t promised, n_promised;   /* likewise; `promised` counts if n_promised does */
+    cache_entry *peer, *peer_before; /* in the list of `held` */
 };
 
 struct cache {
@@ -63,6 +84,11 @@ struct cache {
     size_t n_commands, cap_commands;
     size_t n_mapped; /* places where something is mapped */
 
+    cache_node *nodes; /* [n_nodes], none without the index */
+    uint32_t *buckets; /* [bucket_mask + 1] */
+    uint64_t bucket_mask;
+    uint32_t n_nodes, n_nodes_used, free_node;
+
     list_link free_pages; /* those mapped nowhere first, then in the order in which they became free */
     list_link free_slots; /* the last one released first: most of its stale pages are still free */
     list_link idle_slots; /* least recently used first */
@@ -72,7 +98,8 @@ struct cache {
     uint32_t n_pinned_pages; /* pages with a pinned owner */
     uint32_t n_pinned_slots;
     uint64_t n_resident; /* entries in lru */
-    uint64_t evictions, evicted_pages, copied_pages, maps, unmaps;
+    uint64_t n_closed;   /* of which closed */
+    uint64_t adopted_tokens, evictions, evicted_pages, copied_pages, maps, unmaps;
 };
 
 /* pages needed for the KV of n_tokens <= session_len tokens */
@@ -106,6 +133,15 @@ void commands_copy(cache *c, uint32_t page, uint32_t source);
 /* --- entry.c */
 void entry_drop_last(cache *c, cache_entry *e); /* lets go of its last page; O(1) */
 void entry_settle(cache *c, cache_entry *e);    /* after that: idle and without pages it leaves LRU list and slot */
+
+/* The idle, empty child with a page array gets the parent's first n_valid tokens. O(pages + groups) */
+void entry_share(cache *c, const cache_entry *parent, cache_entry *child, uint32_t n_valid);
+
+/* --- prefix.c. O(groups that change) */
+void prefix_init(cache *c);
+void prefix_shrink(cache *c, cache_entry *e, uint32_t n_tokens); /* holds only what lies within n_tokens */
+void prefix_inherit(cache *c, const cache_entry *from, cache_entry *e, uint32_t n_tokens);
+void prefix_forget_promises(cache *c, cache_entry *e);
 
 /* --- evict.c. Frees pages until there are growth->n_need, which plan_growth found to be possible. O(pages evicted) */
 void evict_for(cache *c, const cache_entry *grower, cache_growth *growth);

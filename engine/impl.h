@@ -268,7 +268,8 @@ void outbox_push(perch_engine *e, completion *c);
 void outbox_signal(perch_engine *e);
 
 /* sequence.c; under the lock */
-perch_status sequence_create(perch_engine *e, size_t token_cap, sequence **out, perch_error *err);
+perch_status sequence_create(perch_engine *e, uint64_t cache_namespace, size_t token_cap, sequence **out,
+                             perch_error *err);
 void sequence_free(perch_engine *e, sequence *s);
 /* The open sequence of that id; E_NOT_FOUND, and E_BUSY if it is to be idle and is not. */
 perch_status sequence_get(perch_engine *e, perch_sequence_id id, bool idle, sequence **out, perch_error *err);

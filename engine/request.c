@@ -192,8 +192,8 @@ static perch_status make_output(const perch_engine *e, const perch_request *q, c
 }
 
 /* The sequence of a further completion: empty until the prompt is computed, with all the memory it will need. */
-static perch_status make_fork(perch_engine *e, completion *c, size_t n_room, perch_error *err) {
-    perch_status status = sequence_create(e, n_room, &c->seq, err);
+static perch_status make_fork(perch_engine *e, const sequence *s, completion *c, size_t n_room, perch_error *err) {
+    perch_status status = sequence_create(e, cache_entry_namespace(s->entry), n_room, &c->seq, err);
     return status ? status : cache_entry_reserve(e->kv, c->seq->entry, err);
 }
 
@@ -228,7 +228,7 @@ static perch_status request_create(perch_engine *e, const perch_request *q, sequ
         c->n_prompt = (uint32_t)n_prompt;
         status = make_output(e, q, c, err);
         if (!status && i > 0) {
-            status = make_fork(e, c, n_room, err);
+            status = make_fork(e, s, c, n_room, err);
         }
     }
     if (!status) {

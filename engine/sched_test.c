@@ -66,7 +66,7 @@ static void world_close(void) {
 
 static job *world_add(uint32_t n_prompt, uint32_t wanted, int32_t priority) {
     job *j = &w.jobs[w.n_jobs++];
-    CU_ASSERT_EQUAL_FATAL(cache_entry_create(w.kv, &j->item.entry, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL_FATAL(cache_entry_create(w.kv, 0, &j->item.entry, NULL), PERCH_OK);
     CU_ASSERT_EQUAL_FATAL(cache_entry_reserve(w.kv, j->item.entry, NULL), PERCH_OK);
     j->n_prompt = n_prompt;
     j->wanted = wanted;

@@ -12,14 +12,15 @@ static perch_status reserve_tokens(sequence *s, size_t cap, perch_error *err) {
     return array_reserve((void **)&s->tokens, &s->cap, cap, sizeof *s->tokens, err);
 }
 
-perch_status sequence_create(perch_engine *e, size_t token_cap, sequence **out, perch_error *err) {
+perch_status sequence_create(perch_engine *e, uint64_t cache_namespace, size_t token_cap, sequence **out,
+                             perch_error *err) {
     sequence *s = calloc(1, sizeof *s);
     perch_status status = s ? PERCH_OK : err_nomem(err, "a sequence");
     if (!status) {
         status = reserve_tokens(s, token_cap, err);
     }
     if (!status) {
-        status = cache_entry_create(e->kv, &s->entry, err);
+        status = cache_entry_create(e->kv, cache_namespace, &s->entry, err);
     }
     if (!status) {
         status = idtable_reserve(&e->sequences, 1, err);
@@ -62,14 +63,26 @@ static perch_status check_engine(const perch_engine *e, const void *other, const
     return e && other ? PERCH_OK : err_set(err, PERCH_E_INVALID, "%s: an argument is NULL", function);
 }
 
+void perch_sequence_options_init(perch_sequence_options *options) {
+    *options = (perch_sequence_options){.struct_size = sizeof *options};
+}
+
 perch_status perch_sequence_open(perch_engine *e, perch_sequence_id *out, perch_error *err) {
+    return perch_sequence_open_with(e, NULL, out, err);
+}
+
+perch_status perch_sequence_open_with(perch_engine *e, const perch_sequence_options *options, perch_sequence_id *out,
+                                      perch_error *err) {
     sequence *s;
     perch_status status = check_engine(e, out, "perch_sequence_open", err);
+    if (!status && options && options->struct_size != sizeof *options) {
+        status = err_set(err, PERCH_E_INVALID, "perch_sequence_open_with: options from perch_sequence_options_init");
+    }
     if (status) {
         return status;
     }
     pthread_mutex_lock(&e->lock);
-    status = sequence_create(e, 0, &s, err);
+    status = sequence_create(e, options ? options->cache_namespace : 0, 0, &s, err);
     *out = status ? 0 : s->id;
     pthread_mutex_unlock(&e->lock);
     return status;
@@ -140,7 +153,7 @@ static perch_status fork_at(perch_engine *e, sequence *s, uint64_t n_tokens, per
         return err_set(err, PERCH_E_INVALID, "n_tokens: %llu of a sequence of %u", (unsigned long long)n_tokens,
                        s->n_tokens);
     }
-    perch_status status = sequence_create(e, (size_t)n_tokens, &child, err);
+    perch_status status = sequence_create(e, cache_entry_namespace(s->entry), (size_t)n_tokens, &child, err);
     if (status) {
         return status;
     }

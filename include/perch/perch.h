@@ -376,7 +376,21 @@ typedef struct perch_sequence_info {
     uint64_t n_evictions;   /* times it lost pages */
 } perch_sequence_info;
 
+typedef struct perch_sequence_options {
+    size_t struct_size;
+    /*
+     * Sequences of one namespace may share the KV of equal beginnings; those of two never do, not even where their tokens are
+     * equal: so nobody learns from a response's time what another tenant has asked. Forks are in their parent's. Default 0.
+     */
+    uint64_t cache_namespace;
+} perch_sequence_options;
+
+PERCH_API void perch_sequence_options_init(perch_sequence_options *options);
+
+/* An empty sequence. open_with: options NULL = the defaults. E_INVALID: options did not come from init. */
 PERCH_API perch_status perch_sequence_open(perch_engine *engine, perch_sequence_id *out, perch_error *err);
+PERCH_API perch_status perch_sequence_open_with(perch_engine *engine, const perch_sequence_options *options,
+                                                perch_sequence_id *out, perch_error *err);
 
 /* Ends the sequence and cancels its request, if one is in flight (whose last event still comes). The id is stale at once. */
 PERCH_API perch_status perch_sequence_close(perch_engine *engine, perch_sequence_id sequence, perch_error *err);
