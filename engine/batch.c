@@ -272,6 +272,7 @@ static void append_token(completion *c, const sampler_output *sample) {
     uint32_t n_top = c->req->sampling->n_logprobs;
     assert(s->n_tokens < s->cap && c->n_generated < c->req->max_tokens);
     s->tokens[s->n_tokens++] = sample->token;
+    c->item.n_known = s->n_tokens;
     c->tokens[c->n_generated] = sample->token;
     if (c->logprobs) {
         c->logprobs[c->n_generated] = sample->logprob;
@@ -360,6 +361,7 @@ static void commit_row(perch_engine *e, completion *c, const flight_row *row) {
     if (end > c->seq->n_computed) {
         c->seq->n_computed = end;
     }
+    cache_publish(e->kv, c->seq->entry, c->seq->tokens, end);
     if (c->item.logits_from < end && end < c->n_prompt) {
         c->item.logits_from = end; /* these prompt log-probabilities are done, also if it is preempted */
     }

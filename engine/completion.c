@@ -66,7 +66,7 @@ void completion_start_forks(perch_engine *e, request *r) {
             continue;
         }
         memcpy(c->seq->tokens, first->seq->tokens, first->n_prompt * sizeof *c->seq->tokens);
-        c->seq->n_tokens = first->n_prompt;
+        c->seq->n_tokens = c->item.n_known = first->n_prompt;
         c->seq->n_computed = first->n_prompt - 1;
         sched_add(&e->sched, &c->item);
     }

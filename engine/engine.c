@@ -333,6 +333,7 @@ perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error
     stats->status = e->dead;
     cache_stats_get(e->kv, &kv);
     stats->preemptions = e->sched.preemptions;
+    stats->prefix_waits = e->sched.prefix_waits;
     stats->rows_running = e->sched.n_running;
     stats->requests_waiting = e->n_queued;
     stats->sequences_open = e->sequences.n_objects;
@@ -340,6 +341,7 @@ perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error
     stats->evictions = kv.evictions;
     stats->evicted_pages = kv.evicted_pages;
     stats->copied_pages = kv.copied_pages;
+    stats->prefix_tokens = kv.adopted_tokens;
     stats->mapped_pages = kv.maps;
     stats->unmapped_pages = kv.unmaps;
     stats->sequences_resident = kv.n_resident_entries;

@@ -74,6 +74,16 @@ static const option table[] = {
      FIELD(age_steps), .kind = OPTION_U32, RANGE(0, 1000000000)},
     {INFO("engine", "bypass_limit", "integer", "64", "Admissions that may overtake a request that waits for memory."),
      FIELD(bypass_limit), .kind = OPTION_U32, RANGE(0, 1000000000)},
+    {INFO("engine", "schedule", "fcfs | prefix", "fcfs",
+          "Which of the requests of one priority goes first: the first that came, or the one that finds most of its "
+          "tokens in the "
+          "cache."),
+     FIELD(schedule), .kind = OPTION_WORD, .info.range = ""},
+    {INFO("engine", "prefix_patience", "integer", "64",
+          "schedule = prefix: for so many steps a request may be overtaken because others find more in the cache; then "
+          "it "
+          "goes before all that came later."),
+     FIELD(prefix_patience), .kind = OPTION_U32, RANGE(0, 1000000000)},
 
     {INFO("model", "path", "path", "", "Hugging Face model directory; with weights = random also a config.json."),
      FIELD(path), .kind = OPTION_PATH, .info.range = ""},
@@ -113,6 +123,11 @@ static const option table[] = {
           "Size of a page of mapping = vmm; a multiple of the device's granularity."),
      FIELD(page_bytes), .kind = OPTION_U64, .sized = true, .automatic = true, .fits = is_page_size,
      .info.range = "4K..1G, powers of two"},
+    {INFO("cache", "prefix_index", "on | off", "on",
+          "Sequences of one namespace find the KV of tokens that they have in common at their beginning, also that of "
+          "closed "
+          "sequences as long as nobody needs the memory, and share it."),
+     FIELD(prefix_index), .kind = OPTION_WORD, .info.range = ""},
 
     {INFO("sampling", "temperature", "real | auto", "auto",
           "Default of requests, as all of this section; 0 is greedy; auto is generation_config.json's, else greedy."),

@@ -114,6 +114,7 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
     kv->group_bytes = layout->group_bytes;
     kv->n_slots = o->max_batch_size;
     kv->session_len = parts->limits.session_len;
+    kv->prefix_index = o->prefix_index == PERCH_ON;
     kv->chunk_pages = o->cache_chunk_size < 0 ? 0 : (uint32_t)o->cache_chunk_size;
     if (cache_pages_per_slot(kv) == 0) {
         return err_set(err, PERCH_E_NO_ROOM, "session_len = %u: a slot of %llu bytes is beyond any memory",
@@ -160,7 +161,9 @@ static perch_status plan_limits(const perch_options *o, const model_config *conf
                                   .prefill_reserve = o->prefill_reserve,
                                   .max_logit_rows = parts->limits.max_logit_rows,
                                   .age_steps = o->age_steps,
-                                  .bypass_limit = o->bypass_limit};
+                                  .bypass_limit = o->bypass_limit,
+                                  .by_prefix = o->schedule == PERCH_SCHEDULE_PREFIX,
+                                  .prefix_patience = o->prefix_patience};
     return PERCH_OK;
 }
 

@@ -268,6 +268,8 @@ static void request_enter(perch_engine *e, request *r, sequence *s, const perch_
         c->item.entry = c->seq->entry;
         c->item.priority = r->priority;
         c->item.n_tokens = c->n_prompt;
+        c->item.tokens = c->seq->tokens; /* they stay where they are until the request ends */
+        c->item.n_known = i > 0 ? 0 : c->n_prompt;
         c->item.logits_from = r->max_tokens ? c->n_prompt - 1 : SCHED_NO_LOGITS;
         if (r->deadline_us) {
             c->due.at_us = r->deadline_us;

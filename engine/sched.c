@@ -11,6 +11,12 @@
 /* How many items behind a blocked one are looked at in one step; bounds the cost of planning. */
 #define BYPASS_WINDOW 16u
 
+/* How many that wait for a prefix are passed over in one step, likewise; that takes no search. */
+#define AWAITING_WINDOW 256u
+
+/* Steps for which a match is good enough to order by. */
+#define MATCH_STEPS 8u
+
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 /* ------------------------------------------------------------------- lists -- */
@@ -86,7 +92,8 @@ void sched_add(sched *s, sched_item *item) {
     item->arrival = ++s->arrivals;
     item->arrival_step = s->step;
     item->n_bypassed = 0;
-    item->was_admitted = false;
+    item->was_admitted = item->awaits_prefix = item->impatient = false;
+    item->matched_step = item->overtaken_step = 0;
     waiting_insert(s, item);
 }
 
@@ -201,6 +208,35 @@ static sched_item *next_candidate(const sched *s, sched_item **cursors) {
 }
 
 /*
+ * What others have of the first `keep` tokens becomes the item's. False: a running item is about to compute more of them, and the
+ * item waits for that instead of computing it as well.
+ */
+static bool take_prefix(sched *s, sched_item *item, uint32_t keep) {
+    if (!item->tokens) {
+        return true;
+    }
+    bool open = item->awaits_prefix && cache_promise_open(s->kv, &item->found);
+    if (open && s->step < item->looked_step + SCHED_PREFIX_STEPS) {
+        return false;
+    }
+    cache_found found;
+    cache_find(s->kv, item->entry, item->tokens, item->n_known, &found);
+    bool more = min_u32(found.n_promised, keep) > min_u32(found.n_tokens, keep) &&
+                min_u32(found.n_promised, keep) > cache_entry_n_valid(item->entry);
+    item->impatient |= open && found.n_tokens <= item->found.n_tokens;
+    if (more && !item->impatient) {
+        s->prefix_waits += !item->awaits_prefix;
+        item->awaits_prefix = true;
+        item->found = found;
+        item->looked_step = s->step;
+        return false;
+    }
+    item->awaits_prefix = false;
+    cache_adopt(s->kv, item->entry, &found, keep);
+    return true;
+}
+
+/*
  * Gives a waiting item a row if there is memory for all of its tokens, beside a page for each row that already runs. At least
  * one token is computed, and all whose logits are wanted, even where the cache has them.
  */
@@ -209,7 +245,7 @@ static bool admit(sched *s, sched_item *item) {
     if (cache_entry_n_valid(item->entry) > keep) {
         cache_truncate(s->kv, item->entry, keep);
     }
-    if (!cache_can_hold(s->kv, item->entry, item->n_tokens, s->n_running)) {
+    if (!take_prefix(s, item, keep) || !cache_can_hold(s->kv, item->entry, item->n_tokens, s->n_running)) {
         return false;
     }
     if (cache_pin(s->kv, item->entry) != PERCH_OK) {
@@ -219,8 +255,12 @@ static bool admit(sched *s, sched_item *item) {
         cache_unpin(s->kv, item->entry);
         return false;
     }
+    if (item->tokens) {
+        cache_promise(s->kv, item->entry, item->tokens, item->n_known);
+    }
     list_unlink(waiting_list(s, item), item);
     s->n_waiting--;
+    item->impatient = false;
     item->rank = aged_priority(s, item);
     running_insert(s, item);
     if (s->on_admit) {
@@ -230,22 +270,86 @@ static bool admit(sched *s, sched_item *item) {
     return true;
 }
 
-static void plan_admission(sched *s) {
+/* Waiting items in the order in which they are to be admitted: the first ones by prefix, then by (aged priority, arrival). */
+typedef struct candidates {
     sched_item *cursors[SCHED_N_LEVELS];
-    sched_item *blocked[BYPASS_WINDOW];
-    uint32_t n_blocked = 0;
-    for (uint32_t level = 0; level < SCHED_N_LEVELS; level++) {
-        cursors[level] = s->waiting[level].head;
+    sched_item *first[SCHED_PREFIX_WINDOW];
+    uint32_t n_first, at;
+} candidates;
+
+static uint32_t match_of(const sched *s, sched_item *item) {
+    if (item->tokens && (item->matched_step == 0 || s->step >= item->matched_step + MATCH_STEPS)) {
+        cache_found found;
+        cache_find(s->kv, item->entry, item->tokens, item->n_known, &found);
+        uint32_t n_valid = cache_entry_n_valid(item->entry);
+        item->n_match = found.n_tokens > n_valid ? found.n_tokens : n_valid;
+        item->matched_step = s->step;
     }
-    while (s->n_running < s->config.max_batch_size && n_blocked < BYPASS_WINDOW) {
-        sched_item *item = next_candidate(s, cursors);
+    return item->n_match;
+}
+
+static bool overdue(const sched *s, const sched_item *item) {
+    return item->overtaken_step && s->step - item->overtaken_step >= s->config.prefix_patience;
+}
+
+/* Whether b, who is in line behind a with the same priority, goes before it. */
+static bool goes_before(const sched *s, const sched_item *b, const sched_item *a) {
+    return aged_priority(s, a) == aged_priority(s, b) && !overdue(s, a) && (overdue(s, b) || b->n_match > a->n_match);
+}
+
+static void candidates_begin(sched *s, candidates *c) {
+    c->n_first = c->at = 0;
+    for (uint32_t level = 0; level < SCHED_N_LEVELS; level++) {
+        c->cursors[level] = s->waiting[level].head;
+    }
+    while (s->config.by_prefix && c->n_first < SCHED_PREFIX_WINDOW) {
+        sched_item *item = next_candidate(s, c->cursors);
+        if (!item) {
+            break;
+        }
+        uint32_t at = c->n_first++;
+        match_of(s, item);
+        for (; at > 0 && goes_before(s, item, c->first[at - 1]); at--) {
+            c->first[at] = c->first[at - 1];
+        }
+        c->first[at] = item;
+    }
+}
+
+static sched_item *candidates_next(const sched *s, candidates *c) {
+    return c->at < c->n_first ? c->first[c->at++] : next_candidate(s, c->cursors);
+}
+
+/* Those that have come before an admitted item and are still in line behind it. */
+static void count_overtaken(const sched *s, const candidates *c, const sched_item *admitted) {
+    for (uint32_t i = c->at; i < c->n_first; i++) {
+        sched_item *other = c->first[i];
+        if (other->arrival < admitted->arrival && other->overtaken_step == 0) {
+            other->overtaken_step = s->step;
+        }
+    }
+}
+
+static void plan_admission(sched *s) {
+    candidates order;
+    sched_item *blocked[BYPASS_WINDOW];
+    uint32_t n_blocked = 0, n_awaiting = 0;
+    if (s->n_waiting == 0 || s->n_running == s->config.max_batch_size) {
+        return;
+    }
+    candidates_begin(s, &order);
+    while (s->n_running < s->config.max_batch_size && n_blocked < BYPASS_WINDOW && n_awaiting < AWAITING_WINDOW) {
+        sched_item *item = candidates_next(s, &order);
         if (!item) {
             return;
         }
         if (admit(s, item)) {
+            count_overtaken(s, &order, item);
             for (uint32_t i = 0; i < n_blocked; i++) {
                 blocked[i]->n_bypassed++;
             }
+        } else if (item->awaits_prefix) {
+            n_awaiting++;
         } else {
             blocked[n_blocked++] = item;
         }

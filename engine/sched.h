@@ -14,6 +14,12 @@
  * An item that must wait for memory lets others overtake it, but only `bypass_limit` of them in all; then nobody is admitted
  * before it, and as running items end it gets its turn: one full-length sequence always fits the pool.
  *
+ * What others have computed of an item's tokens becomes its own at admission (cache_adopt). While a running item is about to
+ * compute more of them, it waits for that, as long as the common beginning grows at least every SCHED_PREFIX_STEPS steps.
+ *
+ * by_prefix: of those that wait with the same priority the one with the longest cached prefix goes first, and others are overtaken
+ * on that account for prefix_patience steps at most; then they go in order of arrival, before all that are not overdue.
+ *
  * Pure host code over the cache: no model, no clock, no allocation after create. Not thread-safe; under the engine's lock.
  */
 #ifndef PERCH_ENGINE_SCHED_H
@@ -27,6 +33,9 @@
 
 #define SCHED_NO_LOGITS UINT32_MAX
 
+#define SCHED_PREFIX_STEPS 16u  /* without progress: it stops waiting for a prefix */
+#define SCHED_PREFIX_WINDOW 64u /* items, the first in line, that are looked at for the longest prefix */
+
 typedef enum sched_state { SCHED_OUT = 0, SCHED_WAITING, SCHED_RUNNING } sched_state;
 
 /* Embedded in the engine's completion. The engine sets the first block before sched_add and updates n_tokens and logits_from. */
@@ -35,6 +44,8 @@ typedef struct sched_item {
     uint32_t n_tokens;    /* of the sequence now: all of them need KV */
     uint32_t logits_from; /* logits are wanted of positions >= this; SCHED_NO_LOGITS = none */
     int32_t priority;
+    const int32_t *tokens; /* the sequence's, [n_known] of n_tokens; NULL: its prefix is not looked for */
+    uint32_t n_known;
 
     /* the scheduler's own */
     sched_state state;
@@ -44,6 +55,13 @@ typedef struct sched_item {
     uint32_t n_bypassed;   /* admissions that overtook it while it waited for memory */
     uint64_t planned_step; /* the last step that it had a row in */
     bool was_admitted;     /* since sched_add */
+    bool awaits_prefix;    /* that somebody was about to compute, in step `looked_step`: */
+    cache_found found;
+    uint64_t looked_step;
+    bool impatient;          /* it has waited for nothing: it computes its prefix itself */
+    uint32_t n_match;        /* tokens that it would find, in step matched_step */
+    uint64_t matched_step;   /* 0: never */
+    uint64_t overtaken_step; /* when it was first overtaken for its prefix; 0: never */
     struct sched_item *prev, *next;
 } sched_item;
 
@@ -70,6 +88,8 @@ typedef struct sched_config {
     uint32_t max_logit_rows; /* > max_batch_size */
     uint32_t age_steps;      /* 0 = no ageing */
     uint32_t bypass_limit;
+    bool by_prefix;
+    uint32_t prefix_patience; /* steps */
 } sched_config;
 
 /* Told when an item is admitted, before anything is computed: n_valid tokens need not be computed again. */
@@ -87,7 +107,7 @@ typedef struct sched {
     sched_list waiting[SCHED_N_LEVELS]; /* by base priority, each in order of arrival */
     sched_list running;                 /* by (rank descending, arrival) */
     uint32_t n_waiting, n_running;
-    uint64_t step, arrivals, preemptions;
+    uint64_t step, arrivals, preemptions, prefix_waits;
     sched_plan plan;
 } sched;
 
@@ -105,7 +125,10 @@ void sched_remove(sched *s, sched_item *item);
 /* Sends a running item back to waiting. */
 void sched_preempt(sched *s, sched_item *item);
 
-/* Decides the next step. Borrowed until the next call. No rows only if nothing waits and nothing runs. */
+/*
+ * Decides the next step. Borrowed until the next call. No rows only if nothing waits and nothing runs, or if all of it depends on
+ * steps that were planned before and are not published yet (cache_publish).
+ */
 const sched_plan *sched_make_plan(sched *s);
 
 /* The step is computed, or will be before anything that comes after it: the planned tokens' KV is valid. */

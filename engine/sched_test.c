@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define MAX_ITEMS 400u
+#define MAX_TOKENS 1024u
 
 /* An item and what it is to become: `wanted` tokens are generated behind its prompt. */
 typedef struct job {
@@ -16,6 +17,8 @@ typedef struct job {
     uint32_t
         overtaken; /* admissions of later arrivals with no higher priority while it waited for its first admission */
     bool admitted, finished;
+    uint64_t first_overtaken_step, last_overtaken_step; /* by a later arrival of no higher priority; 0 = never */
+    int32_t tokens[MAX_TOKENS];                         /* if its prefix is looked for */
 } job;
 
 typedef struct world {
@@ -41,6 +44,10 @@ static void on_admit(void *user, sched_item *item, uint32_t n_valid) {
             if (other != j && other->item.state == SCHED_WAITING && !other->admitted &&
                 other->item.arrival < item->arrival && other->item.priority >= item->priority) {
                 other->overtaken++;
+                other->last_overtaken_step = w.s.step;
+                if (other->first_overtaken_step == 0) {
+                    other->first_overtaken_step = w.s.step;
+                }
             }
         }
     }
@@ -76,6 +83,17 @@ static job *world_add(uint32_t n_prompt, uint32_t wanted, int32_t priority) {
     j->added_step = w.s.step;
     sched_add(&w.s, &j->item);
     return j;
+}
+
+/* A job whose first n_alike tokens are those of every other job of the same script, and of nobody else. */
+static job *world_add_alike(uint32_t script, uint32_t n_alike, uint32_t n_prompt, uint32_t wanted, int32_t priority) {
+    job *j = &w.jobs[w.n_jobs];
+    for (uint32_t i = 0; i < MAX_TOKENS; i++) {
+        j->tokens[i] = (int32_t)(i < n_alike ? script : 1000 + w.n_jobs);
+    }
+    j->item.tokens = j->tokens;
+    j->item.n_known = n_prompt;
+    return world_add(n_prompt, wanted, priority);
 }
 
 /* A finished job's place is used again: its conversation goes on with a longer prompt. */
@@ -141,12 +159,15 @@ static uint32_t world_step(void) {
     for (uint32_t i = 0; i < plan->n_rows; i++) {
         job *j = (job *)plan->rows[i].item;
         w.n_ops++;
+        if (j->item.tokens) {
+            cache_publish(w.kv, j->item.entry, j->tokens, plan->rows[i].first_position + plan->rows[i].n_tokens);
+        }
         if (cache_entry_n_valid(j->item.entry) == j->item.n_tokens) {
             if (j->n_generated == j->wanted) {
                 job_finish(j);
             } else {
                 j->n_generated++;
-                j->item.n_tokens++;
+                j->item.n_known = ++j->item.n_tokens;
                 j->item.logits_from = j->item.n_tokens - 1;
             }
         }
@@ -321,6 +342,141 @@ static void logit_rows_bound_a_scoring_chunk(void) {
     world_close();
 }
 
+/* ---------------------------------------------------------------- prefixes -- */
+
+static cache_config indexed(uint32_t n_pages) {
+    cache_config kv = roomy_cache;
+    kv.prefix_index = true;
+    kv.n_pages = n_pages;
+    return kv;
+}
+
+static void what_begins_alike_is_computed_once(void) {
+    const cache_config kv = indexed(4096);
+    if (!world_open(&kv, &plain)) {
+        return;
+    }
+    for (uint32_t i = 0; i < 5; i++) {
+        world_add_alike(7, 320, 330 + i, 1, 0);
+    }
+    job *other = world_add_alike(8, 320, 40, 1, 0);
+    uint32_t n_computed = 0;
+    while (w.s.n_waiting || w.s.n_running) {
+        n_computed += world_step();
+        const char *broken = cache_check(w.kv);
+        CHECK_MSG(!broken, "%s", broken);
+    }
+    /* The beginning; of each its own end, and one token that it generated; and what has nothing to do with them. */
+    CU_ASSERT_EQUAL(n_computed, 320 + (10 + 11 + 12 + 13 + 14) + 5 + 40 + 1);
+    CU_ASSERT_EQUAL(w.s.prefix_waits, 4);
+    CU_ASSERT_EQUAL(other->admitted_step, 1); /* whoever waits for no prefix goes by */
+    world_close();
+}
+
+static void what_its_owner_gave_up_is_computed_by_the_next(void) {
+    const cache_config kv = indexed(4096);
+    if (!world_open(&kv, &plain)) {
+        return;
+    }
+    job *first = world_add_alike(7, 600, 620, 1, 0), *second = world_add_alike(7, 600, 620, 1, 0);
+    world_step();
+    world_step();
+    CU_ASSERT_FALSE(second->admitted);
+    job_finish(first);
+    uint32_t n_computed = 0;
+    while (w.s.n_waiting || w.s.n_running) {
+        n_computed += world_step();
+    }
+    CU_ASSERT_TRUE(second->finished);
+    CU_ASSERT_EQUAL(n_computed, 620 - 2 * 64 + 1);
+    world_close();
+}
+
+/* The first is kept from computing by others with a higher priority. */
+static void a_prefix_that_does_not_grow_is_not_waited_for(void) {
+    const cache_config kv = indexed(4096);
+    if (!world_open(&kv, &plain)) {
+        return;
+    }
+    job *slow = world_add_alike(7, 900, 1000, 1, 0);
+    world_step();
+    world_add(1000, 1, 5);
+    world_add(1000, 1, 5);
+    job *high = world_add_alike(7, 900, 1000, 1, 5);
+    uint64_t added = w.s.step;
+    while (!high->admitted && w.s.step < added + 100) {
+        world_step();
+    }
+    CU_ASSERT_FALSE(slow->finished);
+    CHECK_MSG(high->admitted_step - added <= 2 * SCHED_PREFIX_STEPS + 1, "after %llu steps",
+              (unsigned long long)(high->admitted_step - added));
+    world_close();
+}
+
+static sched_config by_prefix(uint32_t max_batch_size, uint32_t patience) {
+    sched_config config = plain;
+    config.max_batch_size = max_batch_size;
+    config.age_steps = 0;
+    config.by_prefix = true;
+    config.prefix_patience = patience;
+    return config;
+}
+
+static void the_longest_cached_prefix_goes_first(void) {
+    const cache_config kv = indexed(4096);
+    const sched_config config = by_prefix(1, 64);
+    if (!world_open(&kv, &config)) {
+        return;
+    }
+    world_add_alike(1, 200, 220, 1, 0);
+    while (w.s.n_waiting || w.s.n_running) {
+        world_step();
+    }
+    job *none = world_add_alike(2, 100, 64, 1, 0), *some = world_add_alike(1, 100, 180, 1, 0),
+        *most = world_add_alike(1, 200, 201, 1, 0), *urgent = world_add_alike(3, 100, 64, 1, 1);
+    while (w.s.n_waiting || w.s.n_running) {
+        world_step();
+    }
+    CU_ASSERT_TRUE(urgent->admitted_step < most->admitted_step); /* priority comes before prefixes */
+    CU_ASSERT_TRUE(most->admitted_step < some->admitted_step);
+    CU_ASSERT_TRUE(some->admitted_step < none->admitted_step);
+    world_close();
+}
+
+/* Random arrivals, half of which begin alike. Nobody is overtaken for more than prefix_patience steps, from the first time on. */
+static void nobody_is_overtaken_for_longer_than_the_patience(void) {
+    uint32_t n_overtaken = 0;
+    for (uint64_t seed = 1; seed <= 40; seed++) {
+        test_rng rng = {seed};
+        const cache_config kv = indexed(4096);
+        const sched_config config =
+            by_prefix(1 + (uint32_t)test_rng_below(&rng, 4), (uint32_t)test_rng_below(&rng, 40));
+        if (!world_open(&kv, &config)) {
+            return;
+        }
+        while (w.n_jobs < 120 || w.s.n_waiting || w.s.n_running) {
+            if (w.n_jobs < 120 && test_rng_below(&rng, 3) == 0) {
+                bool alike = test_rng_below(&rng, 2) == 0;
+                world_add_alike(1 + (uint32_t)test_rng_below(&rng, 2), alike ? 160 : 0,
+                                170 + (uint32_t)test_rng_below(&rng, 60), 1 + (uint32_t)test_rng_below(&rng, 6), 0);
+            }
+            world_step();
+        }
+        for (uint32_t i = 0; i < w.n_jobs; i++) {
+            const job *j = &w.jobs[i];
+            bool awaited = j->tokens[0] <= 2; /* a prefix: who waits for one lets others go by of its own accord */
+            n_overtaken += j->overtaken > 0;
+            CHECK_MSG(j->overtaken == 0 || awaited ||
+                          j->last_overtaken_step - j->first_overtaken_step <= config.prefix_patience,
+                      "seed %llu: job %u was overtaken %u times, in steps %llu to %llu", (unsigned long long)seed, i,
+                      j->overtaken, (unsigned long long)j->first_overtaken_step,
+                      (unsigned long long)j->last_overtaken_step);
+        }
+        world_close();
+    }
+    CU_ASSERT_TRUE(n_overtaken > 100);
+}
+
 /* ------------------------------------------------------------ random traffic -- */
 
 static uint32_t between(test_rng *rng, uint32_t low, uint32_t high) {
@@ -413,6 +569,11 @@ int main(int argc, char **argv) {
         TEST(the_first_of_the_list_takes_the_page_it_needs_from_the_last),
         TEST(an_item_that_waits_for_memory_is_overtaken_a_bounded_number_of_times),
         TEST(logit_rows_bound_a_scoring_chunk),
+        TEST(what_begins_alike_is_computed_once),
+        TEST(what_its_owner_gave_up_is_computed_by_the_next),
+        TEST(a_prefix_that_does_not_grow_is_not_waited_for),
+        TEST(the_longest_cached_prefix_goes_first),
+        TEST(nobody_is_overtaken_for_longer_than_the_patience),
         TEST(random_traffic_always_ends_and_never_breaks_the_cache),
     };
     return test_main("sched_test", tests, sizeof tests / sizeof *tests, argc, argv);

@@ -42,7 +42,7 @@ perch_status sequence_create(perch_engine *e, uint64_t cache_namespace, size_t t
 
 void sequence_free(perch_engine *e, sequence *s) {
     idtable_remove(&e->sequences, s->id);
-    cache_entry_destroy(e->kv, s->entry);
+    cache_entry_close(e->kv, s->entry);
     free(s->tokens);
     free(s);
 }
@@ -63,8 +63,12 @@ static perch_status check_engine(const perch_engine *e, const void *other, const
     return e && other ? PERCH_OK : err_set(err, PERCH_E_INVALID, "%s: an argument is NULL", function);
 }
 
-void perch_sequence_options_init(perch_sequence_options *options) {
+perch_status perch_sequence_options_init(perch_sequence_options *options, size_t struct_size) {
+    if (!options || struct_size != sizeof *options) {
+        return PERCH_E_INVALID;
+    }
     *options = (perch_sequence_options){.struct_size = sizeof *options};
+    return PERCH_OK;
 }
 
 perch_status perch_sequence_open(perch_engine *e, perch_sequence_id *out, perch_error *err) {

@@ -72,18 +72,49 @@ json_t *json_tokens(const int32_t *ids, size_t n) {
 static json_int_t whole(uint64_t n) { return n > (uint64_t)INT64_MAX ? INT64_MAX : (json_int_t)n; }
 
 json_t *json_stats(const perch_stats *stats) {
-#define COUNT(field) #field, whole(stats->field)
-    return json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
-        " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
-        "status", perch_status_name(stats->status), COUNT(steps), COUNT(step_us), COUNT(host_us), COUNT(prefill_tokens),
-        COUNT(reprefill_tokens), COUNT(decode_tokens), COUNT(requests_submitted), COUNT(requests_finished),
-        COUNT(requests_cancelled), COUNT(requests_failed), COUNT(hits), COUNT(partial_hits), COUNT(misses),
-        COUNT(first_turns), COUNT(cached_tokens), COUNT(evictions), COUNT(evicted_pages), COUNT(preemptions),
-        COUNT(copied_pages), COUNT(mapped_pages), COUNT(unmapped_pages), COUNT(rows_running), COUNT(requests_waiting),
-        COUNT(sequences_open), COUNT(sequences_resident), COUNT(slots_total), COUNT(slots_active), COUNT(pages_total),
-        COUNT(pages_free), COUNT(pages_live), COUNT(pages_cached), COUNT(failed_graphs));
+    json_t *out = json_pack("{s:s}", "status", perch_status_name(stats->status));
+    int failed = out == NULL;
+#define COUNT(field) failed |= json_object_set_new(out, #field, json_integer(whole(stats->field)))
+    COUNT(steps);
+    COUNT(step_us);
+    COUNT(host_us);
+    COUNT(prefill_tokens);
+    COUNT(reprefill_tokens);
+    COUNT(decode_tokens);
+    COUNT(requests_submitted);
+    COUNT(requests_finished);
+    COUNT(requests_cancelled);
+    COUNT(requests_failed);
+    COUNT(hits);
+    COUNT(partial_hits);
+    COUNT(misses);
+    COUNT(first_turns);
+    COUNT(cached_tokens);
+    COUNT(prefix_tokens);
+    COUNT(prefix_waits);
+    COUNT(evictions);
+    COUNT(evicted_pages);
+    COUNT(preemptions);
+    COUNT(copied_pages);
+    COUNT(mapped_pages);
+    COUNT(unmapped_pages);
+    COUNT(rows_running);
+    COUNT(requests_waiting);
+    COUNT(sequences_open);
+    COUNT(sequences_resident);
+    COUNT(slots_total);
+    COUNT(slots_active);
+    COUNT(pages_total);
+    COUNT(pages_free);
+    COUNT(pages_live);
+    COUNT(pages_cached);
+    COUNT(failed_graphs);
 #undef COUNT
+    if (failed) {
+        json_decref(out);
+        return NULL;
+    }
+    return out;
 }
 
 json_t *json_plan(const perch_plan *plan) {

@@ -93,6 +93,7 @@ typedef enum perch_weights { PERCH_WEIGHTS_FILE = 0, PERCH_WEIGHTS_RANDOM = 1 } 
 typedef enum perch_mapping { PERCH_MAPPING_AUTO = 0, PERCH_MAPPING_VMM = 1, PERCH_MAPPING_TABLE = 2 } perch_mapping;
 typedef enum perch_switch { PERCH_ON = 0, PERCH_OFF = 1 } perch_switch;
 typedef enum perch_queue_full { PERCH_QUEUE_WAIT = 0, PERCH_QUEUE_REFUSE = 1 } perch_queue_full;
+typedef enum perch_schedule { PERCH_SCHEDULE_FCFS = 0, PERCH_SCHEDULE_PREFIX = 1 } perch_schedule;
 
 /* How far loading has come. Called on the thread that is in perch_engine_create; fraction is 0..1. */
 typedef void (*perch_progress_fn)(void *user, const char *stage, double fraction);
@@ -115,6 +116,8 @@ typedef struct perch_options {
     uint32_t queue_size;      /* requests that may wait */
     uint32_t age_steps;       /* steps of waiting that raise a request's priority by one; 0 = never */
     uint32_t bypass_limit;    /* admissions that may overtake a request that waits for memory */
+    perch_schedule schedule;  /* who goes first of those that wait with the same priority */
+    uint32_t prefix_patience; /* schedule prefix: steps for which a request may be overtaken for its prefix's sake */
     uint32_t gpu;             /* index of the GPU, device cuda or auto */
     perch_switch deterministic; /* GPU: the same bits whatever else is in the batch; the CPU knows nothing else */
     perch_switch graphs;        /* GPU: steps of decode rows alone are replayed as CUDA graphs */
@@ -134,6 +137,7 @@ typedef struct perch_options {
                                      integer >= 1: full-length sequences */
     uint64_t cache_bytes;         /* the pool outright; 0 = by cache_max_entry_count */
     uint64_t page_bytes;          /* mapping vmm: power of two, a multiple of the device's granularity; 0 = chosen */
+    perch_switch prefix_index;    /* sequences find and share the KV of equal beginnings, of closed sequences as well */
 
     /* [sampling]: defaults of requests. NaN or -1 = generation_config.json's value, or off where it has none */
     double temperature;        /* 0 = greedy */
@@ -314,7 +318,9 @@ typedef struct perch_stats {
     uint64_t requests_submitted, requests_finished, requests_cancelled, requests_failed;
     uint64_t hits, partial_hits, misses, first_turns; /* at admission; first_turns had nothing to hit */
     uint64_t cached_tokens;                           /* prompt tokens that admissions found in the cache */
-    uint64_t evictions;                               /* sequences that lost pages */
+    uint64_t prefix_tokens; /* KV of tokens that sequences took from others, forks not counted */
+    uint64_t prefix_waits;  /* requests that waited for a prefix that another was computing */
+    uint64_t evictions;     /* sequences that lost pages */
     uint64_t evicted_pages;
     uint64_t preemptions;
     uint64_t copied_pages;                                      /* copy-on-write */
@@ -385,7 +391,8 @@ typedef struct perch_sequence_options {
     uint64_t cache_namespace;
 } perch_sequence_options;
 
-PERCH_API void perch_sequence_options_init(perch_sequence_options *options);
+/* The defaults. E_INVALID: struct_size is not sizeof(perch_sequence_options). */
+PERCH_API perch_status perch_sequence_options_init(perch_sequence_options *options, size_t struct_size);
 
 /* An empty sequence. open_with: options NULL = the defaults. E_INVALID: options did not come from init. */
 PERCH_API perch_status perch_sequence_open(perch_engine *engine, perch_sequence_id *out, perch_error *err);

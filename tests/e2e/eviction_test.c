@@ -4,6 +4,9 @@
  * the tokens that it follows from. Then the same conversations are replayed one at a time, on one thread, in a cache that
  * holds everything: tokens and logits must be the same to the bit.
  *
+ * Many conversations begin alike, in two namespaces, and some are closed: the schedules share what they can through the prefix
+ * index, the replay has none.
+ *
  * The engine's step thread is not started: steps are driven from here, so that a seed gives the same schedule every time.
  */
 #include "engine/impl.h"
@@ -92,6 +95,7 @@ typedef struct history {
     uint32_t n_ops;
     uint32_t n_sequences;
     perch_sequence_id ids[MAX_SEQUENCES];
+    bool closed[MAX_SEQUENCES];
     op *busy[MAX_SEQUENCES];
 } history;
 
@@ -210,6 +214,9 @@ static schedule random_schedule(test_rng *rng) {
     o->cache_chunk_size = (int32_t[]){1, 1, 2, 3, -1}[test_rng_below(rng, 5)];
     o->age_steps = between(rng, 1, 40);
     o->bypass_limit = (uint32_t)test_rng_below(rng, 8);
+    o->prefix_index = test_rng_below(rng, 6) ? PERCH_ON : PERCH_OFF;
+    o->schedule = test_rng_below(rng, 3) ? PERCH_SCHEDULE_PREFIX : PERCH_SCHEDULE_FCFS;
+    o->prefix_patience = (uint32_t)test_rng_below(rng, 30);
     o->queue_size = 64;
     s.n_actions = wide ? 25 : between(rng, 20, 90);
     s.cancel_percent = (uint32_t)test_rng_below(rng, 12);
@@ -250,7 +257,9 @@ static void start_turn(test_rng *rng, perch_engine *e, uint32_t index, uint32_t 
     o->min_p = test_rng_below(rng, 4) ? 0 : 0.05;
     o->typical_p = test_rng_below(rng, 4) ? 1 : 0.8;
     o->seed = test_rng_next(rng);
+    uint32_t n_alike = length == 0 && test_rng_below(rng, 3) ? (uint32_t)test_rng_below(rng, MAX_PROMPT + 1) : 0;
     host_tokens(test_rng_next(rng), vocab, o->tokens, o->n_tokens);
+    host_tokens(1 + test_rng_below(rng, 2), vocab, o->tokens, n_alike < o->n_tokens ? n_alike : o->n_tokens);
     perch_request q;
     perch_error err;
     fill_request(e, &q, o);
@@ -290,10 +299,18 @@ static void random_action(test_rng *rng, perch_engine *e, uint32_t vocab) {
         return;
     }
     if (h.n_sequences < 2 || (h.n_sequences < MAX_SEQUENCES / 2 && test_rng_below(rng, 8) == 0)) {
-        CU_ASSERT_EQUAL(perch_sequence_open(e, &h.ids[h.n_sequences++], NULL), PERCH_OK);
+        perch_sequence_options in;
+        CU_ASSERT_EQUAL(perch_sequence_options_init(&in, sizeof in), PERCH_OK);
+        in.cache_namespace = test_rng_below(rng, 4) == 0;
+        CU_ASSERT_EQUAL(perch_sequence_open_with(e, &in, &h.ids[h.n_sequences++], NULL), PERCH_OK);
     }
     uint32_t index = (uint32_t)test_rng_below(rng, h.n_sequences);
-    if (h.busy[index]) {
+    if (h.busy[index] || h.closed[index]) {
+        return;
+    }
+    if (test_rng_below(rng, 30) == 0) {
+        CU_ASSERT_EQUAL(perch_sequence_close(e, h.ids[index], NULL), PERCH_OK);
+        h.closed[index] = true;
         return;
     }
     uint32_t length = length_of(e, index);
@@ -426,7 +443,7 @@ static void replay(perch_engine *e) {
 /* ---------------------------------------------------------------------- test -- */
 
 typedef struct totals {
-    uint64_t n_schedules, n_rows, n_evictions, n_preemptions, n_partial_hits, n_misses, n_hits, n_copied;
+    uint64_t n_schedules, n_rows, n_evictions, n_preemptions, n_partial_hits, n_misses, n_hits, n_copied, n_prefix;
 } totals;
 
 static perch_engine *open_stepped(const perch_options *options, uint32_t *vocab) {
@@ -464,6 +481,7 @@ static void check_one(uint64_t seed, totals *t) {
     perch_options whole = s.options;
     whole.cache_bytes = 0;
     whole.cache_max_entry_count = MAX_SEQUENCES + 4;
+    whole.prefix_index = PERCH_OFF;
     whole.threads = 1;
     whole.max_batch_size = MAX_COMPLETIONS;
     whole.max_step_tokens = 256;
@@ -487,6 +505,7 @@ static void check_one(uint64_t seed, totals *t) {
     t->n_partial_hits += stats.partial_hits;
     t->n_misses += stats.misses;
     t->n_copied += stats.copied_pages;
+    t->n_prefix += stats.prefix_tokens;
 }
 
 static void logits_are_the_same_bits_whatever_was_evicted(void) {
@@ -502,13 +521,13 @@ static void logits_are_the_same_bits_whatever_was_evicted(void) {
     }
     printf(
         "  %llu schedules, %llu rows of logits; %llu evictions, %llu preemptions, %llu hits, %llu partial hits, %llu "
-        "misses, %llu pages copied\n",
+        "misses, %llu pages copied, %llu tokens found with others\n",
         (unsigned long long)t.n_schedules, (unsigned long long)t.n_rows, (unsigned long long)t.n_evictions,
         (unsigned long long)t.n_preemptions, (unsigned long long)t.n_hits, (unsigned long long)t.n_partial_hits,
-        (unsigned long long)t.n_misses, (unsigned long long)t.n_copied);
+        (unsigned long long)t.n_misses, (unsigned long long)t.n_copied, (unsigned long long)t.n_prefix);
     /* the schedules are worth something only if these things happen in them */
     CU_ASSERT_TRUE(n < 50 || (t.n_evictions > n && t.n_preemptions > n && t.n_hits > n / 2));
-    CU_ASSERT_TRUE(n < 100 || (t.n_partial_hits > 0 && t.n_misses > 0 && t.n_copied > 0));
+    CU_ASSERT_TRUE(n < 100 || (t.n_partial_hits > 0 && t.n_misses > 0 && t.n_copied > 0 && t.n_prefix > n));
 }
 
 int main(int argc, char **argv) {
