@@ -120,6 +120,7 @@ perch_status cache_create(const cache_config *config, cache **out, perch_error *
     c->nodes = s.nodes ? calloc(1, s.nodes) : NULL;
     c->buckets = s.nodes ? calloc(1, s.buckets) : NULL;
     list_init(&c->lru);
+    list_init(&c->closed);
     if (!c->pages || !c->slots || !c->places || !c->commands || (s.nodes && (!c->nodes || !c->buckets))) {
         cache_destroy(c);
         return err_nomem(err, "the cache's tables of pages, slots, commands and prefixes");
@@ -137,8 +138,8 @@ void cache_destroy(cache *c) {
     if (!c) {
         return;
     }
-    while (!list_empty(&c->lru)) { /* those that were closed */
-        cache_entry_destroy(c, (cache_entry *)c->lru.next);
+    while (!list_empty(&c->closed)) {
+        cache_entry_destroy(c, (cache_entry *)c->closed.next);
     }
     free(c->pages);
     free(c->slots);
@@ -325,7 +326,7 @@ void cache_stats_get(const cache *c, cache_stats *out) {
         .n_idle = c->config.n_pages - c->n_free - c->n_pinned_pages,
         .n_slots = c->config.n_slots,
         .n_slots_pinned = c->n_pinned_slots,
-        .n_resident_entries = c->n_resident - c->n_closed,
+        .n_resident_entries = c->n_resident,
         .n_closed_entries = c->n_closed,
         .n_nodes = c->n_nodes_used,
         .adopted_tokens = c->adopted_tokens,

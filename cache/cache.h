@@ -15,7 +15,7 @@
  * which is about to be written and has more than one owner).
  *
  * An entry that was computed can be found by others whose tokens begin alike (prefix.c): they share its pages in the same
- * way. A closed entry goes on in the LRU list, without an owner, for just that.
+ * way. A closed entry goes on without an owner, for just that, and is evicted before those that somebody may come back to.
  *
  * A page whose last owner let go of it stays mapped where it was until somebody needs it. One page is never mapped at
  * two places except under the slots of several owners.
@@ -51,7 +51,7 @@ typedef struct cache_stats {
     uint32_t n_idle;   /* pages with idle owners only: n_free + n_pinned + n_idle = n_pages */
     uint32_t n_slots, n_slots_pinned;
     uint64_t n_resident_entries; /* idle entries that hold pages, */
-    uint64_t n_closed_entries;   /* and what is left of those that were closed */
+    uint64_t n_closed_entries;   /* and those that were closed and hold some */
     uint32_t n_nodes;            /* groups of tokens that the index knows */
     uint64_t adopted_tokens;     /* since create: what entries took from others */
     /*
@@ -170,7 +170,7 @@ bool cache_promise_open(const cache *c, const cache_found *found);
 void cache_adopt(cache *c, cache_entry *e, const cache_found *found, uint32_t n_tokens);
 
 /*
- * The least recently used idle entry loses pages from its tail until it has keep_pages (or none, if those would hold no
+ * The entry that is next, a closed one or else the least recently used idle one, loses pages from its tail until it has keep_pages (or none, if those would hold no
  * whole group). False: there is no idle entry, or it has no more than that. For tests and hosts' own policies.
  */
 bool cache_evict_one(cache *c, uint32_t keep_pages);

@@ -79,14 +79,23 @@ static const char *check_entries(const cache *c, recount *n) {
         if (at->next->prev != at || n_resident++ > c->n_resident) {
             return "the LRU list is broken";
         }
-        if (e->pinned || e->n_pages == 0) {
-            return "the LRU list has an entry that is pinned or holds no page";
+        if (e->pinned || e->closed || e->n_pages == 0) {
+            return "the LRU list has an entry that is pinned, closed, or holds no page";
         }
         if (e->slot != CACHE_NO_SLOT && (e->slot >= c->config.n_slots || c->slots[e->slot].holder != e)) {
             return "an idle entry believes in a slot that is not its own";
         }
-        n_closed += e->closed;
-        if (e->closed && (e->slot != CACHE_NO_SLOT || e->n_held == 0)) {
+        const char *broken = count_entry(c, e, n);
+        if (broken) {
+            return broken;
+        }
+    }
+    for (const list_link *at = c->closed.next; at != &c->closed; at = at->next) {
+        const cache_entry *e = (const cache_entry *)at;
+        if (at->next->prev != at || n_closed++ > c->n_closed || !e->closed || e->pinned || e->n_pages == 0) {
+            return "the list of closed entries is broken";
+        }
+        if (e->slot != CACHE_NO_SLOT || e->n_held == 0) {
             return "a closed entry has a slot, or nothing that could be found";
         }
         const char *broken = count_entry(c, e, n);

@@ -36,7 +36,8 @@ typedef struct model {
     cache_config config;
     uint32_t pages_per_slot;
     twin entries[MAX_ENTRIES];
-    uint32_t lru[MAX_ENTRIES], n_lru; /* idle entries with pages, the oldest first */
+    uint32_t lru[MAX_ENTRIES], n_lru; /* closed entries, then idle ones with pages; the oldest first */
+    uint32_t n_closed;
     uint64_t evictions, evicted_pages;
     uint32_t next_page;
 } model;
@@ -116,9 +117,19 @@ static void lru_remove(model *m, uint32_t entry) {
     for (uint32_t i = 0; i < m->n_lru; i++) {
         if (m->lru[i] != entry) {
             m->lru[n++] = m->lru[i];
+        } else {
+            m->n_closed -= i < m->n_closed;
         }
     }
     m->n_lru = n;
+}
+
+/* The last of the closed ones from now on. */
+static void lru_close(model *m, uint32_t entry) {
+    lru_remove(m, entry);
+    memmove(m->lru + m->n_closed + 1, m->lru + m->n_closed, (m->n_lru - m->n_closed) * sizeof *m->lru);
+    m->lru[m->n_closed++] = entry;
+    m->n_lru++;
 }
 
 static void model_settle(model *m, uint32_t entry) {
@@ -492,10 +503,15 @@ static void compare(run *r) {
         n_pinned_slots += t->pinned;
         n_closed += t->closed;
     }
-    const list_link *at = r->c->lru.next;
+    const list_link *at = r->c->closed.next;
     for (uint32_t i = 0; i < m->n_lru; i++, at = at->next) {
+        if (i == m->n_closed) {
+            EXPECT(r, at == &r->c->closed, "more than %u closed entries", i);
+            at = r->c->lru.next;
+        }
         EXPECT(r, (const cache_entry *)at == m->entries[m->lru[i]].e, "the LRU order differs at %u", i);
     }
+    at = m->n_lru == m->n_closed ? r->c->lru.next : at;
     EXPECT(r, at == &r->c->lru, "the LRU list is longer than %u", m->n_lru);
     cache_stats_get(r->c, &s);
     EXPECT(r, s.n_pages == m->config.n_pages && s.n_free + s.n_pinned + s.n_idle == s.n_pages, "pages are lost");
@@ -503,7 +519,7 @@ static void compare(run *r) {
     EXPECT(r, s.n_pinned == pages_in_use(m, true), "%u pinned", s.n_pinned);
     EXPECT(r, s.n_slots == m->config.n_slots && s.n_slots_pinned == n_pinned_slots, "%u slots pinned",
            s.n_slots_pinned);
-    EXPECT(r, s.n_resident_entries == m->n_lru - n_closed && s.n_closed_entries == n_closed,
+    EXPECT(r, s.n_resident_entries == m->n_lru - n_closed && s.n_closed_entries == n_closed && n_closed == m->n_closed,
            "%llu resident, %llu closed", (unsigned long long)s.n_resident_entries,
            (unsigned long long)s.n_closed_entries);
     EXPECT(r, s.evictions == m->evictions && s.evicted_pages == m->evicted_pages, "%llu evictions of %llu pages",
@@ -654,9 +670,10 @@ static void do_close(run *r, uint32_t entry) {
         *t = (twin){0};
         return;
     }
+    model_truncate(&r->m, entry, t->n_held * 16);
     t->closed = true;
     t->has_slot = false;
-    model_truncate(&r->m, entry, t->n_held * 16);
+    lru_close(&r->m, entry);
 }
 
 static void do_promise(run *r, uint32_t entry, uint32_t n_tokens) {
@@ -701,6 +718,9 @@ static void do_adopt(run *r, uint32_t entry, uint32_t n_tokens) {
             memcmp(h->e->pages, t->e->pages, n_pages * sizeof *h->e->pages) == 0) {
             model_truncate(&r->m, entry, 0);
             model_fork(&r->m, i, entry, n);
+            if (h->closed) {
+                lru_close(&r->m, i);
+            }
             r->n_adopted++;
             return;
         }
@@ -784,7 +804,9 @@ static void random_operation(run *r, uint32_t steps_in_1000) {
         break;
     case EXTEND:
         check_can_hold(r, entry, n_tokens, 0);
-        do_extend(r, entry, n_tokens);
+        if (do_extend(r, entry, n_tokens) == PERCH_OK && below(r, 2)) {
+            do_promise(r, entry, MAX_TOKENS);
+        }
         break;
     case PREPARE:
         do_prepare(r, entry, n_tokens);
@@ -919,10 +941,12 @@ static totals run_schedules(uint64_t seed, uint64_t n_schedules, uint64_t n_oper
         ok = run_schedule(seed + i, n_operations, steps_in_1000, &sum);
     }
     CU_ASSERT_TRUE(ok);
-    printf(
-        "  %llu evictions, %llu copies, %llu unmaps, %llu times no room, %llu times a full list, %llu prefixes taken\n",
-        (unsigned long long)sum.evictions, (unsigned long long)sum.n_copies, (unsigned long long)sum.unmaps,
-        (unsigned long long)sum.n_again, (unsigned long long)sum.n_full_lists, (unsigned long long)sum.n_adopted);
+    printf("  %llu evictions, %llu copies, %llu unmaps, %llu times no room, %llu times a full list, %llu prefixes "
+           "taken, %llu "
+           "promises found\n",
+           (unsigned long long)sum.evictions, (unsigned long long)sum.n_copies, (unsigned long long)sum.unmaps,
+           (unsigned long long)sum.n_again, (unsigned long long)sum.n_full_lists, (unsigned long long)sum.n_adopted,
+           (unsigned long long)sum.n_waits);
     return sum;
 }
 

@@ -23,8 +23,11 @@ void cache_entry_destroy(cache *c, cache_entry *e) {
     if (e->pinned) {
         cache_unpin(c, e);
     }
-    c->n_closed -= e->closed;
-    e->closed = false; /* nobody but this function frees it */
+    if (e->closed) { /* nobody but this function frees it */
+        e->closed = false;
+        c->n_closed--;
+        c->n_resident++;
+    }
     cache_truncate(c, e, 0);
     free(e->pages);
     free(e);
@@ -46,8 +49,11 @@ void cache_entry_close(cache *c, cache_entry *e) {
         }
         slot_release(c, e);
     }
+    list_remove(&e->link);
+    list_push_back(&c->closed, &e->link);
     e->n_reserved = 0;
     e->closed = true;
+    c->n_resident--;
     c->n_closed++;
 }
 
@@ -101,14 +107,15 @@ void entry_settle(cache *c, cache_entry *e) {
         return;
     }
     list_remove(&e->link);
-    c->n_resident--;
-    if (e->slot != CACHE_NO_SLOT) {
-        slot_release(c, e);
-    }
     free_array_if_unused(e);
     if (e->closed) {
         c->n_closed--;
         free(e);
+        return;
+    }
+    c->n_resident--;
+    if (e->slot != CACHE_NO_SLOT) {
+        slot_release(c, e);
     }
 }
 

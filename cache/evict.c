@@ -35,18 +35,20 @@ static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *
     entry_settle(c, v);
 }
 
+cache_entry *evict_next(const cache *c) {
+    const list_link *from = list_empty(&c->closed) ? &c->lru : &c->closed;
+    return list_empty(from) ? NULL : (cache_entry *)from->next;
+}
+
 void evict_for(cache *c, const cache_entry *grower, cache_growth *growth) {
     while (c->n_free < growth->n_need) {
-        shorten(c, (cache_entry *)c->lru.next, 0, grower, growth);
+        shorten(c, evict_next(c), 0, grower, growth);
     }
 }
 
 bool cache_evict_one(cache *c, uint32_t keep_pages) {
-    if (list_empty(&c->lru)) {
-        return false;
-    }
-    cache_entry *v = (cache_entry *)c->lru.next;
-    if (v->n_pages <= keep_pages) {
+    cache_entry *v = evict_next(c);
+    if (!v || v->n_pages <= keep_pages) {
         return false;
     }
     shorten(c, v, keep_pages, NULL, NULL);

@@ -247,5 +247,9 @@ void cache_adopt(cache *c, cache_entry *e, const cache_found *found, uint32_t n_
     cache_truncate(c, e, 0);
     e->n_reserved--;
     entry_share(c, holder, e, n);
+    if (holder->closed) { /* somebody could use it: it goes later */
+        list_remove(&holder->link);
+        list_push_back(&c->closed, &holder->link);
+    }
     c->adopted_tokens += n;
 }

@@ -55,7 +55,7 @@ typedef struct cache_growth {
 } cache_growth;
 
 struct cache_entry {
-    list_link link;  /* in lru while idle and n_pages > 0 */
+    list_link link;  /* in lru, or in closed, while idle and n_pages > 0 */
     uint32_t *pages; /* [pages_per_slot], or NULL: holds none and is not reserved */
     uint64_t n_evictions;
     uint32_t n_pages;
@@ -93,12 +93,13 @@ struct cache {
     list_link free_slots; /* the last one released first: most of its stale pages are still free */
     list_link idle_slots; /* least recently used first */
     list_link lru;        /* idle entries with pages, least recently used first */
+    list_link closed;     /* likewise those that were closed: they go before all others */
 
     uint32_t n_free;         /* pages */
     uint32_t n_pinned_pages; /* pages with a pinned owner */
     uint32_t n_pinned_slots;
     uint64_t n_resident; /* entries in lru */
-    uint64_t n_closed;   /* of which closed */
+    uint64_t n_closed;   /* in closed */
     uint64_t adopted_tokens, evictions, evicted_pages, copied_pages, maps, unmaps;
 };
 
@@ -143,7 +144,9 @@ void prefix_shrink(cache *c, cache_entry *e, uint32_t n_tokens); /* holds only w
 void prefix_inherit(cache *c, const cache_entry *from, cache_entry *e, uint32_t n_tokens);
 void prefix_forget_promises(cache *c, cache_entry *e);
 
-/* --- evict.c. Frees pages until there are growth->n_need, which plan_growth found to be possible. O(pages evicted) */
+/* --- evict.c. Who gives up pages next; NULL: there is nobody idle */
+cache_entry *evict_next(const cache *c);
+/* Frees pages until there are growth->n_need, which plan_growth found to be possible. O(pages evicted) */
 void evict_for(cache *c, const cache_entry *grower, cache_growth *growth);
 
 #endif

@@ -116,7 +116,10 @@ same "arrivals" "$(printf '%s\n' 0 100000 600000 900000)" "$(b runs.0.raw.reques
 for i in 0 1 2 3; do
     less "request $i is not submitted before it is due" "$(b "runs.0.raw.requests.$i.0")" "$(b "runs.0.raw.requests.$i.1")"
 done
+# Without forks the prefix index finds the groups of 16 in them, without that nothing.
 bench configs/bench-trace.ini "${own[@]}" bench.speed=0 bench.reuse=none
+same "cached tokens without forks" $((153 / 16 * 16 + 51 / 16 * 16)) "$(b runs.0.stats.cached_tokens)"
+bench configs/bench-trace.ini "${own[@]}" bench.speed=0 bench.reuse=none cache.prefix_index=off
 same "cached tokens without reuse" 0 "$(b runs.0.stats.cached_tokens)"
 bench configs/bench-trace.ini "${own[@]}" bench.trace="$tmp/t.csv" bench.speed=0 bench.scale_tokens=1
 same "the CSV's tokens" "400	60" "$(b runs.0.stats.prefill_tokens runs.0.stats.decode_tokens)"
