@@ -1,6 +1,6 @@
 /*
- * What the backends' host tiers have in common: how large it is, which lists of transfers are refused, and which of their entries
- * are one copy.
+ * What the backends' host tiers have in common: how large it is, which lists of transfers are refused, and which of
+ * their entries are one copy.
  */
 #ifndef PERCH_KERNELS_FRAMES_H
 #define PERCH_KERNELS_FRAMES_H

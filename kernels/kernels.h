@@ -248,20 +248,21 @@ typedef struct kernels_backend {
     perch_status (*kv_execute)(kernels_device *device, const kv_command *commands, size_t n, perch_error *err);
 
     /*
-     * --- the host tier: frames of host memory with room for a page each, page-locked where the device copies faster so. host_open,
-     * after kv_open, takes the memory of all at once. E_INVALID: no KV memory, no frames, open already. E_NO_ROOM, with the
-     * figures. host_close, which kv_close does too, gives up what is under way: the destinations then have anything.
+     * --- the host tier: frames of host memory with room for a page each, page-locked where the device copies faster so.
+     * host_open, after kv_open, takes the memory of all at once. E_INVALID: no KV memory, no frames, open already.
+     * E_NO_ROOM, with the figures. host_close, which kv_close does too, gives up what is under way: the destinations
+     * then have anything.
      */
     perch_status (*host_open)(kernels_device *device, uint32_t n_frames, perch_error *err);
     void (*host_close)(kernels_device *device);
-    /* For I/O: aligned to 4096 bytes; frames lie side by side where page_bytes is a multiple of that. From any thread. */
+    /* For I/O: at multiples of 4096 bytes, side by side where page_bytes is one. From any thread. */
     uint8_t *(*host_frame)(const kernels_device *device, uint32_t frame);
     /*
-     * Queues copies, which run beside the steps: not before what is queued now has done with the pages, in the order of the calls
-     * of one direction, and in any against those of the other. Entries whose pages and frames continue one another are one
-     * large copy. Neither blocks nor allocates. Until the ticket is done the source stays as it is, and nobody looks at the
-     * destination or transfers to it again. A page that was loaded is for what is queued after that. Tickets count up from 1; that of n = 0
-     * is the newest. E_INVALID: a number out of range, nothing is queued.
+     * Queues copies, which run beside the steps: not before what is queued now has done with the pages, in the order of
+     * the calls of one direction, and in any against those of the other. Entries whose pages and frames continue one
+     * another are one large copy. Neither blocks nor allocates. Until the ticket is done the source stays as it is, and
+     * nobody looks at the destination or transfers to it again; what needs a loaded page is queued after that. Tickets
+     * count up from 1; that of n = 0 is the newest. E_INVALID: a number out of range, and nothing is queued.
      */
     perch_status (*transfer)(kernels_device *device, kernels_direction direction, const kernels_transfer *list,
                              size_t n, uint64_t *ticket, perch_error *err);

@@ -1,7 +1,7 @@
 /*
- * The page file as its caller sees it, and the queue between the caller and the file's threads. A job goes from `unused` to `reads`
- * or `writes`, to a thread, to `done` and, when it is polled, back. Which frames hold what is known to the caller's thread
- * alone: it is told by what it polls.
+ * The page file as its caller sees it, and the queue between the caller and the file's threads. A job goes from
+ * `unused` to `reads` or `writes`, to a thread, to `done` and, when it is polled, back. Which frames hold what is known
+ * to the caller's thread alone: it is told by what it polls.
  */
 #include "engine/tiers/page_impl.h"
 

@@ -1,11 +1,11 @@
 /*
- * page_file: the disk tier's file. n_frames frames, each with room for one KV page, and for each frame a record that says what
- * is in it. Pages are read and written by threads of its own, directly from and to the caller's memory where the file system can do that;
- * the caller submits requests and polls for what is done, and never waits.
+ * page_file: the disk tier's file. n_frames frames, each with room for one KV page, and for each frame a record that
+ * says what is in it. Pages are read and written by threads of its own, directly from and to the caller's memory where
+ * the file system can do that; the caller submits requests and polls for what is done, and never waits.
  *
  * What comes back is what was written, or it is called corrupt: a record has the page's checksum, and its own. So
- * nothing needs to be written in an order that survives a crash; a page that was torn is noticed when it is read. What was complete
- * is there again when the file is opened with the same key.
+ * nothing needs to be written in an order that survives a crash; a page that was torn is noticed when it is read. What
+ * was complete is there again when the file is opened with the same key.
  *
  * Threads. One thread at a time calls these functions. A page_file belongs to one process at a time.
  */
@@ -33,7 +33,7 @@ typedef struct page_file_config {
     void *notify_user;
 } page_file_config;
 
-/* What a frame holds. But for `generation` and `n_bytes` the file keeps these for the caller and gives them no meaning. */
+/* What a frame holds. All but `generation` and `n_bytes` is kept for the caller, whose business it is. */
 typedef struct page_record {
     uint64_t generation; /* counts up over the life of the file, never used twice; given by submit */
     uint64_t n_bytes;    /* of the page that count: the rest is not kept */
@@ -79,9 +79,9 @@ typedef struct page_file_info {
 } page_file_info;
 
 /*
- * Opens or creates the file, with all of its room taken. Errors name the path. E_INVALID: a figure out of range. E_AGAIN: another process
- * has the file. E_FORMAT: it is no page file; or one with another key or shape, which `recreate` empties. E_NO_ROOM: the disk lacks
- * room, with the figures. E_IO, E_NOMEM.
+ * Opens or creates the file, with all of its room taken. Errors name the path. E_INVALID: a figure out of range.
+ * E_AGAIN: another process has the file. E_FORMAT: it is no page file; or one with another key or shape, which
+ * `recreate` empties. E_NO_ROOM: the disk lacks room, with the figures. E_IO, E_NOMEM.
  */
 perch_status page_file_open(const page_file_config *config, page_file **out, perch_error *err);
 
@@ -94,10 +94,11 @@ page_file_info page_file_info_get(const page_file *file);
 bool page_file_get(const page_file *file, uint32_t frame, page_record *out);
 
 /*
- * Queues requests; their tickets are *first and those after it. Reads go before writes; what is in neighbouring frames, in the order of
- * the requests, goes at once. A SYNC is done when all that was submitted before it is on the disk. The records of writes get their
- * generations. E_AGAIN: max_requests; E_INVALID: a frame that is out of range, has a request under way already or nothing to read,
- * n_bytes out of range, data that is not aligned. Then none of them is queued.
+ * Queues requests; their tickets are *first and those after it. Reads go before writes; what is in neighbouring frames,
+ * in the order of the requests, goes at once. A SYNC is done when all that was submitted before it is on the disk. The
+ * records of writes get their generations. E_AGAIN: max_requests; E_INVALID: a frame that is out of range, has a
+ * request under way already or nothing to read, n_bytes out of range, data that is not aligned. Then none of them is
+ * queued.
  */
 perch_status page_file_submit(page_file *file, page_request *requests, size_t n, uint64_t *first, perch_error *err);
 

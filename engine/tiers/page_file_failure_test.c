@@ -1,7 +1,7 @@
 /*
- * Everything that the page file asks the system for fails once, comes short, or is interrupted. Each time a status or an outcome
- * says so, nothing is left behind, no page comes back wrong, and the same works once the system gives it. And the
- * calls that are made are as few and in the order that they should be.
+ * Everything that the page file asks the system for fails once, comes short, or is interrupted. Each time a status or
+ * an outcome says so, nothing is left behind, no page comes back wrong, and the same works once the system gives it.
+ * And the calls that are made are as few and in the order that they should be.
  */
 #include "engine/tiers/page_testing.h"
 
@@ -54,8 +54,11 @@ static uint64_t failing_call, n_failing; /* this one fails, and so many from it 
 static int failing_by;
 static const char *_Atomic failed; /* which it was */
 static _Atomic int64_t n_blocks;
-static bool refuse_direct;
-static char calls[256]; /* a letter each: r, w: pages; R, W: header and records; s: sync. Of one thread */
+static bool refuse_direct; /* open does; or what is opened so refuses to transfer */
+static bool refuse_transfers;
+static _Atomic bool gate_shut;        /* pages that are to be written wait here */
+static _Atomic uint32_t n_misaligned; /* transfers past the page cache that some disks would refuse */
+static char calls[256];               /* a letter each: r, w: pages; R, W: header and records; s: sync. Of one thread */
 static _Atomic uint32_t n_letters;
 
 static bool fails(const char *name) {
@@ -70,11 +73,18 @@ static bool fails(const char *name) {
     return true;
 }
 
+static bool is_direct(int fd) { return (fcntl(fd, F_GETFL) & O_DIRECT) != 0; }
+
 static void log_call(char letter) {
     const uint32_t at = atomic_fetch_add(&n_letters, 1);
     if (at < sizeof calls - 1) {
         calls[at] = letter;
     }
+}
+
+static void begin_log(void) {
+    memset(calls, 0, sizeof calls);
+    atomic_store(&n_letters, 0);
 }
 
 static void *counted(void *data) {
@@ -131,6 +141,10 @@ int __wrap_fdatasync(int fd) {
 
 ssize_t __wrap_pread(int fd, void *data, size_t bytes, off_t offset) {
     log_call('R');
+    if (refuse_transfers && is_direct(fd)) {
+        errno = EINVAL;
+        return -1;
+    }
     if (fails("pread") && failing_by != SHORT) {
         return error_of(), -1;
     }
@@ -145,27 +159,32 @@ ssize_t __wrap_pwrite(int fd, const void *data, size_t bytes, off_t offset) {
     return __real_pwrite(fd, data, failed != NULL && failing_by == SHORT ? (bytes + 1) / 2 : bytes, offset);
 }
 
-/* Half of the first piece, which need not be a whole block: then nothing is moved past the page cache. */
-static struct iovec half(const struct iovec *pieces) {
-    return (struct iovec){pieces[0].iov_base, pieces[0].iov_len / 2 / 4096 * 4096};
+static void check_alignment(int fd, const struct iovec *pieces, int n, off_t offset) {
+    bool is_aligned = offset % 4096 == 0;
+    for (int i = 0; i < n; i++) {
+        is_aligned = is_aligned && (uintptr_t)pieces[i].iov_base % 4096 == 0 && pieces[i].iov_len % 4096 == 0;
+    }
+    n_misaligned += is_direct(fd) && !is_aligned;
+}
+
+/* What a transfer of pages is said to have done. */
+static ssize_t shortened(const char *name, ssize_t done) {
+    return fails(name) ? failing_by == SHORT ? done / 2 + 100 : (error_of(), -1) : done;
 }
 
 ssize_t __wrap_preadv(int fd, const struct iovec *pieces, int n, off_t offset) {
     log_call('r');
-    if (fails("preadv")) {
-        const struct iovec some = half(pieces);
-        return failing_by != SHORT ? (error_of(), -1) : __real_preadv(fd, &some, 1, offset);
-    }
-    return __real_preadv(fd, pieces, n, offset);
+    check_alignment(fd, pieces, n, offset);
+    return shortened("preadv", __real_preadv(fd, pieces, n, offset));
 }
 
 ssize_t __wrap_pwritev(int fd, const struct iovec *pieces, int n, off_t offset) {
     log_call('w');
-    if (fails("pwritev")) {
-        const struct iovec some = half(pieces);
-        return failing_by != SHORT ? (error_of(), -1) : __real_pwritev(fd, &some, 1, offset);
+    while (atomic_load(&gate_shut)) {
+        usleep(100);
     }
-    return __real_pwritev(fd, pieces, n, offset);
+    check_alignment(fd, pieces, n, offset);
+    return shortened("pwritev", __real_pwritev(fd, pieces, n, offset));
 }
 
 /* --- */
@@ -319,32 +338,33 @@ static void interrupted_and_short_calls_go_on(void) {
         failing_call = 0;
         refuse_direct = false;
         CHECK_MSG(n >= 8, "way %d: only %u calls", way, n);
+        CHECK_MSG(n_misaligned == 0, "way %d: %u transfers of parts of blocks", way, n_misaligned);
     }
     free(l.data);
 }
 
 /* One bad page costs one page; and neighbours are one transfer, records and all, with the sync behind them. */
 static void neighbours_go_at_once_and_fail_alone(void) {
+    begin_log();
     page_file *file = testing_open(1);
+    /* A header that says that more is to come, on the disk before more comes; then the header. */
+    CHECK_MSG(strncmp(calls, "WsWs", 4) == 0, "%s", calls);
     life l = {.data = testing_pages(2 * N)};
-    page_request requests[N + 2] = {[N] = {.op = PAGE_SYNC}};
+    page_request requests[N + 2] = {[N] = {.op = PAGE_SYNC, .frame = N}};
     page_result results[N + 2];
     for (uint32_t i = 0; i < N + 2; i++) {
         if (i != N) {
             requests[i] = testing_write(i, l.data + i * TESTING_ROOM, 10 + i, TESTING_PAGE);
         }
     }
-    memset(calls, 0, sizeof calls);
-    atomic_store(&n_letters, 0);
+    begin_log();
     CU_ASSERT(testing_run(file, requests, N + 2, results));
     CHECK_MSG(strcmp(calls, "wWswW") == 0, "%s", calls);
-    memset(calls, 0, sizeof calls);
-    atomic_store(&n_letters, 0);
+    begin_log();
     read_all(&l, file);
     CHECK_MSG(strcmp(calls, "r") == 0 && l.n_ok == N, "%s, %u", calls, l.n_ok);
     /* The transfer fails, and then, of the pages by themselves, the second. */
-    memset(calls, 0, sizeof calls);
-    atomic_store(&n_letters, 0);
+    begin_log();
     atomic_store(&n_calls, 0);
     l = (life){.data = l.data};
     failing_by = EIO;
@@ -362,20 +382,103 @@ static void neighbours_go_at_once_and_fail_alone(void) {
     unlink(testing_path);
 }
 
-static void a_file_system_that_refuses_direct_io_is_read_through_the_cache(void) {
+/* The frame has neither what was to be written nor, for sure, what was there. */
+static void a_write_that_fails_leaves_an_empty_frame(void) {
+    static const char *const at[] = {"pwritev", "pwrite"}; /* the page, and its record */
+    for (uint64_t i = 0; i < 2; i++) {
+        page_file *file = testing_open(1);
+        life l = {.data = testing_pages(2 * N)};
+        page_record record;
+        CU_ASSERT(testing_one(file, testing_write(2, l.data, 12, TESTING_PAGE)) == PAGE_OK);
+        failing_by = EIO;
+        n_failing = 1;
+        failing_call = i + 1;
+        atomic_store(&n_calls, 0);
+        atomic_store(&failed, NULL);
+        atomic_store(&counting, true);
+        CU_ASSERT(testing_one(file, testing_write(2, l.data, 13, TESTING_PAGE)) == PAGE_FAILED);
+        atomic_store(&counting, false);
+        CU_ASSERT(failed != NULL && strcmp(failed, at[i]) == 0 && !page_file_get(file, 2, &record));
+        page_file_close(file);
+        file = testing_open(1); /* page 13 lies where the record says 12 */
+        CU_ASSERT(page_file_get(file, 2, &record) && testing_one(file, testing_read(2, l.data)) == PAGE_CORRUPT);
+        failing_call = 0;
+        free(l.data);
+        page_file_close(file);
+        unlink(testing_path);
+    }
+}
+
+/* Whatever other threads could do: a SYNC comes after the writes before it, and reads before writes. */
+static void syncs_wait_for_writes_and_reads_do_not(void) {
+    for (uint32_t n_threads = 1; n_threads <= 2; n_threads++) {
+        page_file *file = testing_open(n_threads);
+        life l = {.data = testing_pages(3)};
+        page_request requests[] = {
+            testing_write(5, l.data, 1, TESTING_PAGE), {.op = PAGE_SYNC}, testing_read(9, l.data + TESTING_ROOM)};
+        uint64_t first;
+        CU_ASSERT(testing_one(file, testing_write(9, l.data + TESTING_ROOM, 2, TESTING_PAGE)) == PAGE_OK);
+        begin_log();
+        atomic_store(&gate_shut, true);
+        CU_ASSERT(page_file_submit(file, requests, 1, &first, &testing_error) == PERCH_OK);
+        while (atomic_load(&n_letters) == 0) {
+            usleep(100);
+        }
+        CU_ASSERT(page_file_submit(file, requests + 1, 2, &first, &testing_error) == PERCH_OK);
+        for (int i = 0; i < 5000 && atomic_load(&n_letters) < n_threads; i++) {
+            usleep(1000);
+        }
+        usleep(20000);
+        CU_ASSERT(atomic_load(&n_letters) == n_threads); /* with two threads the read is made meanwhile */
+        atomic_store(&gate_shut, false);
+        for (uint32_t n_done = 0; n_done < 3; usleep(100)) {
+            page_result result;
+            n_done += page_file_poll(file, &result, 1) == 1;
+        }
+        CHECK_MSG(strcmp(calls, n_threads == 1 ? "wWrs" : "wrWs") == 0, "%s", calls);
+        free(l.data);
+        page_file_close(file);
+        unlink(testing_path);
+    }
+}
+
+/* Requests that came together: what does not go at once goes side by side. */
+static void threads_share_the_requests(void) {
+    page_file *file = testing_open(3);
+    uint8_t *data = testing_pages(3);
+    page_request requests[3];
+    uint64_t first;
+    for (uint32_t i = 0; i < 3; i++) {
+        requests[i] = testing_write(10 * i, data + i * TESTING_ROOM, i, TESTING_PAGE);
+    }
+    begin_log();
+    atomic_store(&gate_shut, true);
+    CU_ASSERT(page_file_submit(file, requests, 3, &first, &testing_error) == PERCH_OK);
+    for (int i = 0; i < 5000 && atomic_load(&n_letters) < 3; i++) {
+        usleep(1000);
+    }
+    CHECK_MSG(atomic_load(&n_letters) == 3, "%u of 3 writes were begun", atomic_load(&n_letters));
+    atomic_store(&gate_shut, false);
+    page_file_close(file);
+    free(data);
+    unlink(testing_path);
+}
+
+static void a_file_system_that_refuses_direct_io_is_used_through_the_cache(void) {
     for (int i = 0; i < 2; i++) {
-        refuse_direct = i == 1;
+        refuse_direct = i == 0;
+        refuse_transfers = i == 1;
         page_file *file = testing_open(1);
         life l = {.data = testing_pages(2 * N)};
         page_request request = testing_write(2, l.data, 12, TESTING_PAGE);
-        CU_ASSERT(!refuse_direct || !page_file_info_get(file).direct);
+        CU_ASSERT(!page_file_info_get(file).direct);
         CU_ASSERT(testing_one(file, request) == PAGE_OK);
         read_all(&l, file);
         CU_ASSERT(l.n_ok == 1);
         free(l.data);
         page_file_close(file);
     }
-    refuse_direct = false;
+    refuse_direct = refuse_transfers = false;
     unlink(testing_path);
 }
 
@@ -384,8 +487,11 @@ int main(int argc, char **argv) {
         {"every_call_may_fail", every_call_may_fail},
         {"interrupted_and_short_calls_go_on", interrupted_and_short_calls_go_on},
         {"neighbours_go_at_once_and_fail_alone", neighbours_go_at_once_and_fail_alone},
-        {"a_file_system_that_refuses_direct_io_is_read_through_the_cache",
-         a_file_system_that_refuses_direct_io_is_read_through_the_cache},
+        {"a_write_that_fails_leaves_an_empty_frame", a_write_that_fails_leaves_an_empty_frame},
+        {"syncs_wait_for_writes_and_reads_do_not", syncs_wait_for_writes_and_reads_do_not},
+        {"threads_share_the_requests", threads_share_the_requests},
+        {"a_file_system_that_refuses_direct_io_is_used_through_the_cache",
+         a_file_system_that_refuses_direct_io_is_used_through_the_cache},
     };
     if (!testing_begin()) {
         fprintf(stderr, "page_file_failure_test: can't make a folder %s\n", testing_folder);

@@ -1,8 +1,8 @@
 /*
  * The page file on disk: opened, locked, found to be ours or made so, its records read.
  *
- * A new file gets its header last; until then it has one with the magic number alone, and is begun anew if it is found so. Nothing but
- * an empty file or one of ours is ever overwritten.
+ * A new file gets its header last; until then it has one with the magic number alone, and is begun anew if it is found
+ * so. Nothing but an empty file or one of ours is ever overwritten.
  */
 #include "engine/tiers/page_impl.h"
 
@@ -111,8 +111,8 @@ static perch_status no_room(const page_file *file, perch_error *err) {
 }
 
 /*
- * What is found out before room is taken: the kernel answers with a signal to what is beyond a limit, and fills the disk before
- * it says that it is full.
+ * What is found out before room is taken: the kernel answers with a signal to what is beyond a limit, and fills the
+ * disk before it says that it is full.
  */
 static perch_status check_room(const page_file *file, perch_error *err) {
     struct rlimit limit;

@@ -1,7 +1,8 @@
 /*
  * What the files of page_file share: the layout on disk, and the state of an open file.
  *
- * On disk: one block with the header, the records side by side, and from the next block on the frames. Numbers are this machine's own.
+ * On disk: one block with the header, the records side by side, and from the next block on the frames. Numbers are this
+ * machine's own.
  */
 #ifndef PERCH_ENGINE_TIERS_PAGE_IMPL_H
 #define PERCH_ENGINE_TIERS_PAGE_IMPL_H
@@ -33,7 +34,7 @@ typedef struct disk_record {
     uint64_t checksum; /* of what is before it */
 } disk_record;
 
-_Static_assert(sizeof(disk_record) == 64, "records fill blocks");
+_Static_assert(sizeof(page_header) == 64 && sizeof(disk_record) == 64, "no padding, and records fill blocks");
 
 /* Where everything lies. */
 typedef struct page_layout {

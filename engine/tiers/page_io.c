@@ -1,6 +1,7 @@
 /*
- * What the page file's threads do: neighbouring frames go in one transfer, a page is checked when it was read, and a record
- * is written after its page. Where a transfer of several pages fails, each is tried alone, so that one bad block costs one page.
+ * What the page file's threads do: neighbouring frames go in one transfer, a page is checked when it was read, and a
+ * record is written after its page. Where a transfer of several pages fails, each is tried alone, so that one bad block
+ * costs one page.
  */
 #include "engine/tiers/page_impl.h"
 

@@ -1,6 +1,6 @@
 /*
- * page_testing: what the tests of the page file share: files in a folder of their own, pages whose bytes say which they are,
- * requests that are waited for.
+ * page_testing: what the tests of the page file share: files in a folder of their own, pages whose bytes say which they
+ * are, requests that are waited for.
  */
 #ifndef PERCH_ENGINE_TIERS_PAGE_TESTING_H
 #define PERCH_ENGINE_TIERS_PAGE_TESTING_H
@@ -98,6 +98,12 @@ static inline page_request testing_write(uint32_t frame, uint8_t *data, uint64_t
 
 static inline page_request testing_read(uint32_t frame, uint8_t *data) {
     return (page_request){.op = PAGE_READ, .frame = frame, .data = data};
+}
+
+static inline bool testing_same(const page_record *a, const page_record *b) {
+    return a->generation == b->generation && a->n_bytes == b->n_bytes && a->parent_generation == b->parent_generation &&
+           a->tokens_checksum == b->tokens_checksum && a->parent_frame == b->parent_frame &&
+           a->n_tokens == b->n_tokens && a->first_position == b->first_position;
 }
 
 /* Submits, and waits until all are done; results in the order of the requests. */

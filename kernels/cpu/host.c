@@ -1,9 +1,11 @@
 /*
- * The host tier: frames of memory beside the KV pages, and the thread that copies from one to the other while steps go on.
- * Pages are read and written through their memfd, so that with either mapping they need no place in the address space.
+ * The host tier: frames of memory beside the KV pages, and the thread that copies from one to the other while steps go
+ * on. Pages are read and written through their memfd, so that with either mapping they need no place in the address
+ * space.
  *
- * What is under way stands in a ring for each direction, with room for as many copies as there are destinations: a page or frame
- * is the destination of one at a time. Loads go first: a sequence waits for them, while nobody waits for a store.
+ * What is under way stands in a ring for each direction, with room for as many copies as there are destinations: a page
+ * or frame is the destination of one at a time. Loads go first: a sequence waits for them, while nobody waits for a
+ * store.
  */
 #include "kernels/cpu/device.h"
 #include "kernels/frames.h"

@@ -1,6 +1,7 @@
 /*
- * The host tier of the CPU, with either mapping: what was in a page when it was stored comes back to the page it is loaded to,
- * beside work on other pages; tickets count what is done; what can't be is refused; nothing runs when there is nothing to do.
+ * The host tier of the CPU, with either mapping: what was in a page when it was stored comes back to the page it is
+ * loaded to, beside work on other pages; tickets count what is done; what can't be is refused; nothing runs when there
+ * is nothing to do.
  */
 #include "kernels/cpu/device.h"
 #include "kernels/cpu/pair_testing.h"

@@ -1,8 +1,8 @@
 /*
- * The host tier: page-locked frames, and the copies between them and the KV pages, which run beside the steps on a stream for each
- * direction. A transfer comes after what is queued on `compute` when it is asked for, so that what a step writes is what is stored,
- * and what it reads is not overwritten; an event there says so. The other way round nothing is queued: the caller asks for a
- * ticket before it queues what needs the page.
+ * The host tier: page-locked frames, and the copies between them and the KV pages, which run beside the steps on a
+ * stream for each direction. A transfer comes after what is queued on `compute` when it is asked for, so that what a
+ * step writes is what is stored, and what it reads is not overwritten; an event there says so. The other way round
+ * nothing is queued: the caller asks for a ticket before it queues what needs the page.
  *
  *   compute   step ─ queued ─ step ─ step
  *   stream             └ copies ─ done

@@ -1,6 +1,6 @@
 /*
- * The host tier, with either mapping: transfers run beside the steps and still after what was queued before them, whatever the
- * order in which the GPU gets to its streams; runs are one copy; nobody waits who did not ask to.
+ * The host tier, with either mapping: transfers run beside the steps and still after what was queued before them,
+ * whatever the order in which the GPU gets to its streams; runs are one copy; nobody waits who did not ask to.
  */
 #include "kernels/cuda/backend_testing.h"
 
