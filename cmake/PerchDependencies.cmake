@@ -26,6 +26,8 @@ macro(perch_find_dependencies)
   endif()
   perch_pkg_config(PCRE2 libpcre2-8 libpcre2-dev)
   perch_pkg_config(UTF8PROC libutf8proc libutf8proc-dev)
+  perch_pkg_config(LMDB lmdb liblmdb-dev)
+  perch_pkg_config(HIREDIS hiredis libhiredis-dev)
   perch_pkg_config(XXHASH libxxhash libxxhash-dev)
   # Debian's iniparser has no .pc file.
   find_library(INIPARSER_LIBRARY iniparser)

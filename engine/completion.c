@@ -145,8 +145,14 @@ void completion_finish(perch_engine *e, completion *c, perch_finish finish) {
         e->stats.requests_failed += finish == PERCH_FINISH_ERROR;
         finish_unstarted(e, c);
     }
-    if (--r->n_unfinished == 0) {
-        let_go_of_sequence(e, r);
+    if (c->index > 0 || !persist_commit(e, c)) {
+        completion_end(e, c);
+    }
+}
+
+void completion_end(perch_engine *e, completion *c) {
+    if (--c->req->n_unfinished == 0) {
+        let_go_of_sequence(e, c->req);
     }
     outbox_push(e, c);
 }
@@ -215,5 +221,7 @@ void engine_poison(perch_engine *e, const perch_error *why) {
     }
     pthread_cond_broadcast(&e->space);
     pthread_cond_broadcast(&e->event);
-    outbox_signal(e);
+    if (!e->n_committing) { /* else there is an event yet to come, which signals itself */
+        outbox_signal(e);
+    }
 }

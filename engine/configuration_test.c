@@ -30,8 +30,7 @@ static const char *const introduction =
     "- A line has at most 1022 bytes and isn't continued by a backslash; a file has at most 256 KiB.\n"
     "- Bytes take a suffix `K`, `M`, `G` or `T`: powers of 1024.\n"
     "- `auto` leaves the choice to the engine.\n"
-    "- A relative `[model] path`, `tokenizer_path` or `cache_dir` is taken from the folder of the file that it stands "
-    "in; on the\n"
+    "- A relative path is taken from the folder of the file that it stands in; on the\n"
     "  command line, from the working directory.\n"
     "- Sections that are not listed here belong to the program: `perch bench` reads `[bench]`.\n";
 
@@ -43,6 +42,9 @@ static const struct {
     {"cache", "The pool of KV memory."},
     {"sampling", "Defaults of requests. `auto` is the model's `generation_config.json`, or off where it has nothing."},
     {"parallel", "The machine's share that the engine may use."},
+    {"store",
+     "Where sequences outlive the engine; `perch/perch.h` tells what is committed when. In `perch_options` these are "
+     "the fields\n`store_backend`, `store_path`, and so on."},
 };
 
 /* '|' ends a cell, also in code. */

@@ -179,6 +179,20 @@ static perch_status load(perch_engine *e, perch_error *err) {
     return make_step_arrays(e, &parts, err);
 }
 
+static perch_status open_store(perch_engine *e, perch_error *err) {
+    const perch_options *o = &e->options;
+    const store_config config = {.kind = o->store_backend,
+                                 .path = o->store_path,
+                                 .address = o->store_address,
+                                 .prefix = o->store_prefix,
+                                 .timeout_ms = o->store_timeout_ms,
+                                 .lease_ms = o->store_lease_ms,
+                                 .max_bytes = o->store_max_bytes,
+                                 .ttl_ms = o->store_ttl * 1000};
+    perch_status status = fingerprint_make(e, e->model_text, err);
+    return status ? status : store_open(&config, &e->store, err);
+}
+
 static perch_status start_thread(perch_engine *e, perch_error *err) {
     if (pthread_create(&e->thread, NULL, step_main, e)) {
         return err_set(err, PERCH_E_NOMEM, "the step thread cannot be started");
@@ -212,6 +226,9 @@ perch_status engine_open(const perch_options *options, bool start, perch_engine 
         set_effective_options(e);
         status = sampling_check(&e->default_sampling, e->config.vocab_size, err);
         status = status ? err_prefix(err, PERCH_E_CONFIG, "[sampling] or generation_config.json") : PERCH_OK;
+    }
+    if (!status) {
+        status = open_store(e, err);
     }
     if (!status && start) {
         status = start_thread(e, err);
@@ -273,6 +290,11 @@ void perch_engine_destroy(perch_engine *e) {
         pthread_mutex_unlock(&e->lock);
         pthread_join(e->thread, NULL);
     }
+    if (e->store) {
+        store_drain(e->store);
+        persist_let_go_all(e);
+        store_close(e->store);
+    }
     free_requests(e);
     free_sequences(e);
     deadlines_fini(&e->deadlines);
@@ -327,6 +349,8 @@ perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error
         return err_set(err, PERCH_E_INVALID, "perch_engine_stats: engine and stats (with struct_size) must be given");
     }
     cache_stats kv;
+    store_counts stored;
+    store_counts_get(e->store, &stored);
     pthread_mutex_lock(&e->lock);
     *stats = e->stats;
     stats->struct_size = sizeof *stats;
@@ -351,5 +375,8 @@ perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error
     stats->pages_free = kv.n_free;
     stats->pages_live = kv.n_pinned;
     stats->pages_cached = kv.n_idle;
+    stats->store_commits = stored.n_commits;
+    stats->store_failures = stored.n_failures;
+    stats->sequences_retired = stored.n_retired;
     return PERCH_OK;
 }

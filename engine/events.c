@@ -263,7 +263,7 @@ static struct timespec deadline_after(int timeout_ms) {
 static perch_status wait_ready(perch_engine *e, int timeout_ms, perch_error *err) {
     struct timespec until = deadline_after(timeout_ms > 0 ? timeout_ms : 0);
     while (!e->ready_head) {
-        if (e->dead) {
+        if (e->dead && !e->n_committing) {
             return err_set(err, e->dead, "the engine is dead: %s", e->dead_reason.message);
         }
         if (e->stopping) {
@@ -321,7 +321,8 @@ perch_status perch_next(perch_engine *e, perch_event *ev, int timeout_ms, perch_
         return status;
     }
     completion *c = outbox_pop(e);
-    snapshot now = {.n_generated = c->n_generated, .safe_bytes = c->safe_bytes, .finished = c->finished};
+    snapshot now = {
+        .n_generated = c->n_generated, .safe_bytes = c->safe_bytes, .finished = c->finished && !c->committing};
     pthread_mutex_unlock(&e->lock);
 
     status = fill_event(e, c, &now, ev, err);

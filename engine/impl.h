@@ -24,6 +24,7 @@
 #include "engine/deadlines.h"
 #include "engine/idtable.h"
 #include "engine/model/model.h"
+#include "engine/persist.h"
 #include "engine/sampler.h"
 #include "engine/sched.h"
 #include "kernels/kernels.h"
@@ -45,6 +46,7 @@ typedef struct sequence {
     request *busy;       /* in flight, or NULL */
     completion *fork_of; /* the completion that this sequence was made for, or NULL */
     bool closed;         /* freed when it is no longer busy */
+    persist *persist;    /* owned; NULL where the store is to know nothing of it */
 } sequence;
 
 /* A submitted turn: what its completions share. */
@@ -75,6 +77,7 @@ struct completion {
     uint64_t seq_id;
     uint32_t index;
     bool finished;
+    bool committing; /* finished, and on its way to the store: its DONE waits */
     bool cancel_requested;
     bool forks_started;       /* of the first: the others have the prompt */
     uint32_t n_turn_start;    /* length of the sequence before this turn */
@@ -96,7 +99,7 @@ struct completion {
     uint32_t n_generated;
     perch_finish finish;
     perch_status status;
-    char message[200]; /* FINISH_ERROR */
+    char message[200]; /* of a status */
     uint64_t admitted_us, first_token_us, finished_us;
 
     /* stop strings: the step thread's decoding stream and matcher, NULL without any */
@@ -171,6 +174,11 @@ struct perch_engine {
     bool stopping;
     perch_status dead; /* sticky; and why */
     perch_error dead_reason;
+
+    store *store;
+    char model_text[STORE_MODEL_CAP]; /* constant: fingerprint_make */
+    void *keys;                       /* a search tree of all persists */
+    uint32_t n_committing;            /* completions */
 
     cache *kv;
     sched sched;
@@ -254,10 +262,16 @@ void request_free(perch_engine *e, request *r);
 void completion_admitted(void *engine, sched_item *item, uint32_t n_valid);
 void completion_cancel(perch_engine *e, completion *c);
 void completion_finish(perch_engine *e, completion *c, perch_finish finish);
+void completion_end(perch_engine *e,
+                    completion *c); /* finished and, where there is a store, committed: the host may know */
 void completion_fail(perch_engine *e, completion *c, perch_status status, const char *message);
 void completion_start_forks(perch_engine *e, request *r);
 void completions_end_due(perch_engine *e); /* those cancelled or past their deadline */
 void engine_poison(perch_engine *e, const perch_error *why);
+
+/* fingerprint.c: what model the tokens are of, as text; E_MODEL where `of` is another's, which says what differs. */
+perch_status fingerprint_make(const perch_engine *e, char out[STORE_MODEL_CAP], perch_error *err);
+perch_status fingerprint_check(const perch_engine *e, const char *of, perch_error *err);
 
 /* events.c: what token adds to a stream's text; nothing where the model has ids that the tokenizer has not. Without the lock. */
 perch_status stream_token(perch_tokenizer_stream *stream, int32_t token, const char **text, size_t *n_bytes,
@@ -270,6 +284,9 @@ void outbox_signal(perch_engine *e);
 /* sequence.c; under the lock */
 perch_status sequence_create(perch_engine *e, uint64_t cache_namespace, size_t token_cap, sequence **out,
                              perch_error *err);
+/* The same for the host: the store may want to know it. flags: PERCH_SEQUENCE_RETAIN. */
+perch_status sequence_open(perch_engine *e, uint64_t cache_namespace, size_t token_cap, uint32_t flags, sequence **out,
+                           perch_error *err);
 void sequence_free(perch_engine *e, sequence *s);
 /* The open sequence of that id; E_NOT_FOUND, and E_BUSY if it is to be idle and is not. */
 perch_status sequence_get(perch_engine *e, perch_sequence_id id, bool idle, sequence **out, perch_error *err);

@@ -8,7 +8,15 @@
 #include "base/base.h"
 
 /* How the field is stored in perch_options. Words are enums counted from 0 in the order of info.type. */
-typedef enum option_kind { OPTION_WORD, OPTION_U32, OPTION_I32, OPTION_U64, OPTION_REAL, OPTION_PATH } option_kind;
+typedef enum option_kind {
+    OPTION_WORD,
+    OPTION_U32,
+    OPTION_I32,
+    OPTION_U64,
+    OPTION_REAL,
+    OPTION_PATH,
+    OPTION_TEXT /* as a path, but taken as it is wherever it stands */
+} option_kind;
 
 /* A value on its way between text and field. Integers carry their sign apart, so that all 64 bits of a seed fit. */
 typedef struct option_value {

@@ -169,6 +169,7 @@ static option_value load(const option *o, const perch_options *options) {
         memcpy(&value.real, field, sizeof value.real);
         break;
     case OPTION_PATH:
+    case OPTION_TEXT:
         break;
     }
     return value;
@@ -193,6 +194,7 @@ static void store(const option *o, option_value value, perch_options *options) {
         memcpy(field, &value.real, sizeof value.real);
         break;
     case OPTION_PATH:
+    case OPTION_TEXT:
         break;
     }
 }
@@ -239,10 +241,13 @@ static perch_status parse_word(const option *o, const char *text, perch_options 
     return err_set(err, PERCH_E_CONFIG, "'" QUOTED "' is not one of %s", QUOTE(text), o->info.type);
 }
 
-static perch_status parse_path(const option *o, const char *text, perch_options *options, perch_error *err) {
+static bool is_text(const option *o) { return o->kind == OPTION_PATH || o->kind == OPTION_TEXT; }
+
+static perch_status parse_text(const option *o, const char *text, perch_options *options, perch_error *err) {
     size_t n = strlen(text);
     if (n >= PERCH_PATH_CAP) {
-        return err_set(err, PERCH_E_CONFIG, "the path is %zu bytes long, %d are allowed", n, PERCH_PATH_CAP - 1);
+        return err_set(err, PERCH_E_CONFIG, "the %s is %zu bytes long, %d are allowed", o->info.type, n,
+                       PERCH_PATH_CAP - 1);
     }
     memmove((char *)options + o->offset, text, n + 1);
     return PERCH_OK;
@@ -254,8 +259,8 @@ perch_status option_parse(const option *o, const char *text, perch_options *opti
     if (o->kind == OPTION_WORD) {
         return parse_word(o, text, options, err);
     }
-    if (o->kind == OPTION_PATH) {
-        return parse_path(o, text, options, err);
+    if (is_text(o)) {
+        return parse_text(o, text, options, err);
     }
     if (o->automatic && strcasecmp(text, "auto") == 0) {
         store(o, automatic_value(o), options);
@@ -275,10 +280,10 @@ perch_status option_parse(const option *o, const char *text, perch_options *opti
 }
 
 perch_status option_check(const option *o, const perch_options *options, perch_error *err) {
-    if (o->kind == OPTION_PATH) {
+    if (is_text(o)) {
         return memchr((const char *)options + o->offset, 0, PERCH_PATH_CAP)
                    ? PERCH_OK
-                   : err_set(err, PERCH_E_CONFIG, "the path has no end within %d bytes", PERCH_PATH_CAP);
+                   : err_set(err, PERCH_E_CONFIG, "the %s has no end within %d bytes", o->info.type, PERCH_PATH_CAP);
     }
     option_value value = load(o, options);
     if (in_range(o, &value)) {
@@ -294,7 +299,7 @@ perch_status option_check(const option *o, const perch_options *options, perch_e
 }
 
 size_t option_format(const option *o, const perch_options *options, char *out, size_t cap) {
-    if (o->kind == OPTION_PATH) {
+    if (is_text(o)) {
         return (size_t)snprintf(out, cap, "%.*s", PERCH_PATH_CAP - 1, (const char *)options + o->offset);
     }
     option_value value = load(o, options);

@@ -149,6 +149,30 @@ static const option table[] = {
     {INFO("parallel", "threads", "integer | auto", "auto",
           "CPU threads of the backend; auto is as many as CPUs this process may use."),
      FIELD(threads), .kind = OPTION_U32, .automatic = true, RANGE(1, 1024)},
+
+    {INFO("store", "backend", "memory | lmdb | redis", "memory",
+          "What keeps the sequences: the engine alone, a folder that survives it, or a Redis that engines share."),
+     FIELD(store_backend), .kind = OPTION_WORD, .info.range = ""},
+    {INFO("store", "path", "path", "", "The folder of lmdb, made if it is not there."), FIELD(store_path),
+     .kind = OPTION_PATH, .info.range = ""},
+    {INFO("store", "address", "text", "127.0.0.1:6379", "Where redis is: HOST, HOST:PORT or unix:PATH."),
+     FIELD(store_address), .kind = OPTION_TEXT, .info.range = ""},
+    {INFO("store", "prefix", "text", "perch",
+          "What all keys in redis begin with. Engines with the same prefix share their sequences."),
+     FIELD(store_prefix), .kind = OPTION_TEXT, .info.range = ""},
+    {INFO("store", "timeout_ms", "integer", "1000",
+          "How long redis may take to connect, and to answer; then it counts as failed."),
+     FIELD(store_timeout_ms), .kind = OPTION_U32, RANGE(1, 600000)},
+    {INFO("store", "lease_ms", "integer", "10000",
+          "An engine that gave redis no sign of life for so long loses its sequences to whoever opens them."),
+     FIELD(store_lease_ms), .kind = OPTION_U32, RANGE(100, 3600000)},
+    {INFO("store", "max_bytes", "bytes", "0",
+          "Room for all sequences in the store, 4 bytes a token and 512 a sequence; beyond it those not open are "
+          "retired, the least recently used first. 0 is no limit."),
+     FIELD(store_max_bytes), .kind = OPTION_U64, .sized = true, RANGE(0, 18446744073709551615)},
+    {INFO("store", "ttl", "integer", "0",
+          "Seconds after which a sequence that is not open and was not used is retired; 0 is never."),
+     FIELD(store_ttl), .kind = OPTION_U64, RANGE(0, 3155760000)},
 };
 
 enum { N_OPTIONS = sizeof table / sizeof table[0] };
@@ -386,6 +410,9 @@ perch_status options_check(const perch_options *options, perch_error *err) {
         return err_set(err, PERCH_E_CONFIG,
                        "[engine] max_step_tokens: %u is less than max_batch_size %u + prefill_reserve %u",
                        options->max_step_tokens, options->max_batch_size, options->prefill_reserve);
+    }
+    if (options->store_backend == PERCH_STORE_LMDB && !options->store_path[0]) {
+        return err_set(err, PERCH_E_CONFIG, "[store] path: not set, and backend is lmdb");
     }
     return PERCH_OK;
 }

@@ -9,8 +9,8 @@
 #include "base/base.h"
 
 /*
- * Every key's range and the rules across keys: [model] path must be set, and a step must hold all rows and the
- * prefill's share. E_INVALID: NULL or an unknown struct_size; E_CONFIG: "[section] key: reason".
+ * Every key's range and the rules across keys: [model] path must be set, a step must hold all rows and the
+ * prefill's share, and a store on disk must have a path. E_INVALID: NULL or an unknown struct_size; E_CONFIG: "[section] key: reason".
  */
 perch_status options_check(const perch_options *options, perch_error *err);
 

@@ -132,6 +132,14 @@ static const struct {
      {{"0", "0"}, {"50", "50"}, {"2147483647", "2147483647"}, {"auto", "auto"}, {"-1", "auto"}},
      {"-2", "2147483648"}},
     {"parallel.threads", {{"1", "1"}, {"1024", "1024"}, {"auto", "auto"}}, {"1025", "-1"}},
+    {"store.backend", {{"memory", "memory"}, {"LMDB", "lmdb"}, {"redis", "redis"}}, {"disk", ""}},
+    {"store.path", {{"/var/lib/perch", "/var/lib/perch"}, {"", ""}}, {NULL}},
+    {"store.address", {{"unix:/run/redis.sock", "unix:/run/redis.sock"}, {"[::1]:6379", "[::1]:6379"}}, {NULL}},
+    {"store.prefix", {{"{perch}", "{perch}"}, {"", ""}}, {NULL}},
+    {"store.timeout_ms", {{"1", "1"}, {"600000", "600000"}}, {"0", "600001", "auto"}},
+    {"store.lease_ms", {{"100", "100"}, {"3600000", "3600000"}}, {"99", "3600001"}},
+    {"store.max_bytes", {{"0", "0"}, {"10G", "10G"}}, {"-1", "much"}},
+    {"store.ttl", {{"0", "0"}, {"86400", "86400"}, {"3155760000", "3155760000"}}, {"-1", "3155760001", "1h"}},
 };
 
 static void check_good(const char *key, const char *text, const char *expected) {

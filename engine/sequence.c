@@ -42,6 +42,7 @@ perch_status sequence_create(perch_engine *e, uint64_t cache_namespace, size_t t
 
 void sequence_free(perch_engine *e, sequence *s) {
     idtable_remove(&e->sequences, s->id);
+    persist_let_go(e, s);
     cache_entry_close(e->kv, s->entry);
     free(s->tokens);
     free(s);
@@ -56,40 +57,20 @@ perch_status sequence_get(perch_engine *e, perch_sequence_id id, bool idle, sequ
     if (idle && s->busy) {
         return err_set(err, PERCH_E_BUSY, "sequence %llu has a request in flight", (unsigned long long)id);
     }
-    return PERCH_OK;
+    return idle ? persist_check(s->persist, err) : PERCH_OK;
+}
+
+perch_status sequence_open(perch_engine *e, uint64_t cache_namespace, size_t token_cap, uint32_t flags, sequence **out,
+                           perch_error *err) {
+    perch_status status = sequence_create(e, cache_namespace, token_cap, out, err);
+    if (!status && (status = persist_create_unnamed(e, flags, &(*out)->persist, err))) {
+        sequence_free(e, *out);
+    }
+    return status;
 }
 
 static perch_status check_engine(const perch_engine *e, const void *other, const char *function, perch_error *err) {
     return e && other ? PERCH_OK : err_set(err, PERCH_E_INVALID, "%s: an argument is NULL", function);
-}
-
-perch_status perch_sequence_options_init(perch_sequence_options *options, size_t struct_size) {
-    if (!options || struct_size != sizeof *options) {
-        return PERCH_E_INVALID;
-    }
-    *options = (perch_sequence_options){.struct_size = sizeof *options};
-    return PERCH_OK;
-}
-
-perch_status perch_sequence_open(perch_engine *e, perch_sequence_id *out, perch_error *err) {
-    return perch_sequence_open_with(e, NULL, out, err);
-}
-
-perch_status perch_sequence_open_with(perch_engine *e, const perch_sequence_options *options, perch_sequence_id *out,
-                                      perch_error *err) {
-    sequence *s;
-    perch_status status = check_engine(e, out, "perch_sequence_open", err);
-    if (!status && options && options->struct_size != sizeof *options) {
-        status = err_set(err, PERCH_E_INVALID, "perch_sequence_open_with: options from perch_sequence_options_init");
-    }
-    if (status) {
-        return status;
-    }
-    pthread_mutex_lock(&e->lock);
-    status = sequence_create(e, options ? options->cache_namespace : 0, 0, &s, err);
-    *out = status ? 0 : s->id;
-    pthread_mutex_unlock(&e->lock);
-    return status;
 }
 
 perch_status perch_sequence_close(perch_engine *e, perch_sequence_id id, perch_error *err) {
@@ -104,12 +85,12 @@ perch_status perch_sequence_close(perch_engine *e, perch_sequence_id id, perch_e
         pthread_mutex_unlock(&e->lock);
         return status;
     }
-    if (!s->busy) {
+    if (!s->busy && !(s->persist && s->persist->syncing)) {
         sequence_free(e, s);
     } else {
         idtable_remove(&e->sequences, id);
         s->closed = true;
-        for (uint32_t i = 0; i < s->busy->n_completions; i++) {
+        for (uint32_t i = 0; s->busy && i < s->busy->n_completions; i++) {
             if (!s->fork_of || s->fork_of == &s->busy->completions[i]) {
                 completion_cancel(e, &s->busy->completions[i]);
             }
@@ -157,7 +138,8 @@ static perch_status fork_at(perch_engine *e, sequence *s, uint64_t n_tokens, per
         return err_set(err, PERCH_E_INVALID, "n_tokens: %llu of a sequence of %u", (unsigned long long)n_tokens,
                        s->n_tokens);
     }
-    perch_status status = sequence_create(e, cache_entry_namespace(s->entry), (size_t)n_tokens, &child, err);
+    uint32_t flags = s->persist && s->persist->retain ? PERCH_SEQUENCE_RETAIN : 0;
+    perch_status status = sequence_open(e, cache_entry_namespace(s->entry), (size_t)n_tokens, flags, &child, err);
     if (status) {
         return status;
     }
@@ -207,6 +189,7 @@ perch_status perch_sequence_rewind(perch_engine *e, perch_sequence_id id, uint64
         s->n_tokens = (uint32_t)n_tokens;
         s->n_computed = s->n_computed < s->n_tokens ? s->n_computed : s->n_tokens;
         cache_truncate(e->kv, s->entry, s->n_tokens);
+        persist_rewound(s->persist, s->n_tokens);
     }
     pthread_mutex_unlock(&e->lock);
     return status;
@@ -255,6 +238,7 @@ perch_status perch_sequence_state(perch_engine *e, perch_sequence_id id, perch_s
         info->n_kv_tokens = cache_entry_n_valid(s->entry);
         info->n_kv_computed = s->n_computed;
         info->n_evictions = cache_entry_n_evictions(s->entry);
+        info->n_stored = s->persist ? s->persist->n_kept : 0;
     }
     pthread_mutex_unlock(&e->lock);
     return status;

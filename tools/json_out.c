@@ -162,7 +162,7 @@ json_t *json_options(const perch_options *options) {
                 section = NULL;
             }
         }
-        bool is_text = strcmp(info->type, "path") == 0;
+        bool is_text = strcmp(info->type, "path") == 0 || strcmp(info->type, "text") == 0;
         if (section == NULL ||
             json_object_set_new(section, info->key, is_text ? json_text(value, strlen(value)) : json_value(value)) !=
                 0) {

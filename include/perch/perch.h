@@ -57,7 +57,11 @@ extern "C" {
     X(13, E_DEVICE, "the device failed")                                                                               \
     X(14, E_SHUTDOWN, "the engine is shutting down")                                                                   \
     X(15, E_BUFFER, "the caller's buffer is too small")                                                                \
-    X(16, E_AGAIN, "not possible right now")
+    X(16, E_AGAIN, "not possible right now")                                                                           \
+    X(17, E_STORE, "the sequence store failed")                                                                        \
+    X(18, E_RETIRED, "the sequence was retired from the store")                                                        \
+    X(19, E_LEASED, "another engine has the sequence")                                                                 \
+    X(20, E_MODEL, "the sequence is of another model")
 
 typedef enum perch_status {
 #define PERCH_STATUS_ENUM(value, name, text) PERCH_##name = value,
@@ -94,6 +98,7 @@ typedef enum perch_mapping { PERCH_MAPPING_AUTO = 0, PERCH_MAPPING_VMM = 1, PERC
 typedef enum perch_switch { PERCH_ON = 0, PERCH_OFF = 1 } perch_switch;
 typedef enum perch_queue_full { PERCH_QUEUE_WAIT = 0, PERCH_QUEUE_REFUSE = 1 } perch_queue_full;
 typedef enum perch_schedule { PERCH_SCHEDULE_FCFS = 0, PERCH_SCHEDULE_PREFIX = 1 } perch_schedule;
+typedef enum perch_store { PERCH_STORE_MEMORY = 0, PERCH_STORE_LMDB = 1, PERCH_STORE_REDIS = 2 } perch_store;
 
 /* How far loading has come. Called on the thread that is in perch_engine_create; fraction is 0..1. */
 typedef void (*perch_progress_fn)(void *user, const char *stage, double fraction);
@@ -149,6 +154,16 @@ typedef struct perch_options {
 
     /* [parallel] */
     uint32_t threads; /* CPU threads of the backend; 0 = the CPUs this process may use */
+
+    /* [store], keys without "store_" */
+    perch_store store_backend;
+    char store_path[PERCH_PATH_CAP];    /* lmdb: its folder */
+    char store_address[PERCH_PATH_CAP]; /* redis: HOST, HOST:PORT or unix:PATH */
+    char store_prefix[PERCH_PATH_CAP];  /* redis: what all its keys begin with */
+    uint32_t store_timeout_ms;          /* redis: connecting, and answering a group of writes */
+    uint32_t store_lease_ms;            /* redis: after so long without a sign of life others may open what it had */
+    uint64_t store_max_bytes;           /* retained at most; 0 = no limit */
+    uint64_t store_ttl;                 /* seconds that a sequence nobody uses is retained; 0 = for ever */
 
     /* not in the INI file */
     perch_progress_fn progress; /* may be NULL */
@@ -332,6 +347,8 @@ typedef struct perch_stats {
     uint32_t slots_total, slots_active;                         /* gauge */
     uint32_t pages_total, pages_free, pages_live, pages_cached; /* gauge */
     uint64_t failed_graphs; /* GPU: could not be made or launched; such steps are queued kernel by kernel */
+    uint64_t store_commits, store_failures; /* turns and syncs that the store took; ops it failed at */
+    uint64_t sequences_retired;             /* by this engine, under the store's limits */
 } perch_stats;
 
 /*
@@ -380,6 +397,7 @@ typedef struct perch_sequence_info {
     uint64_t n_kv_tokens;   /* of which have KV on the device */
     uint64_t n_kv_computed; /* the most that ever had */
     uint64_t n_evictions;   /* times it lost pages */
+    uint64_t n_stored;      /* of n_tokens, from the first on: those committed to the store */
 } perch_sequence_info;
 
 typedef struct perch_sequence_options {
@@ -389,17 +407,38 @@ typedef struct perch_sequence_options {
      * equal: so nobody learns from a response's time what another tenant has asked. Forks are in their parent's. Default 0.
      */
     uint64_t cache_namespace;
+    const char
+        *key; /* in the store: 1..255 bytes that end with a 0. Default NULL = a new sequence, whose key is made up */
+    uint32_t flags; /* PERCH_SEQUENCE_*, default none */
+    uint32_t reserved0;
 } perch_sequence_options;
+
+enum {
+    PERCH_SEQUENCE_RETAIN = 1u << 0,  /* perch_sequence_close lets go of it: it stays in the store */
+    PERCH_SEQUENCE_EXISTING = 1u << 1 /* E_NOT_FOUND where the store has no such sequence, instead of a new one */
+};
 
 /* The defaults. E_INVALID: struct_size is not sizeof(perch_sequence_options). */
 PERCH_API perch_status perch_sequence_options_init(perch_sequence_options *options, size_t struct_size);
 
-/* An empty sequence. open_with: options NULL = the defaults. E_INVALID: options did not come from init. */
+/* An empty sequence. */
 PERCH_API perch_status perch_sequence_open(perch_engine *engine, perch_sequence_id *out, perch_error *err);
+
+/*
+ * Opens the sequence of the options' key as the store (below) has it, or a new one; without a key as perch_sequence_open.
+ * options NULL = the defaults. E_INVALID: options did not come from init, or name a key or flags that can't be. With a key: E_BUSY:
+ * open in this engine; E_LEASED: in another; E_RETIRED: the store has forgotten it, by its limits (perch_sequence_remove, and
+ * the key can be used again); E_MODEL: its tokens are another model's or tokenizer's, err says what differs; E_TOO_LONG: it
+ * has more than session_len tokens; E_FORMAT: what is stored is damaged; E_STORE. Waits for the store.
+ */
 PERCH_API perch_status perch_sequence_open_with(perch_engine *engine, const perch_sequence_options *options,
                                                 perch_sequence_id *out, perch_error *err);
 
-/* Ends the sequence and cancels its request, if one is in flight (whose last event still comes). The id is stale at once. */
+/*
+ * Ends the sequence and cancels its request, if one is in flight (whose last event still comes). The id is stale at once. It is
+ * removed from the store as well, unless it was opened with PERCH_SEQUENCE_RETAIN. What that comes to in the store is
+ * not waited for.
+ */
 PERCH_API perch_status perch_sequence_close(perch_engine *engine, perch_sequence_id sequence, perch_error *err);
 
 /* Appends tokens[n] without generating; computed with the next request. Copied. E_BUSY, E_TOO_LONG, E_INVALID (range). */
@@ -420,6 +459,80 @@ PERCH_API perch_status perch_sequence_tokens(perch_engine *engine, perch_sequenc
 
 PERCH_API perch_status perch_sequence_state(perch_engine *engine, perch_sequence_id sequence, perch_sequence_info *info,
                                             perch_error *err);
+
+/* ----------------------------------------------------------------- store -- */
+
+/*
+ * Where sequences outlive the engine, [store] backend:
+ *
+ *   memory   nothing outlives it. Sequences opened by a key and retained can be opened again while the engine lives.
+ *   lmdb     a folder of this machine, one engine at a time. Whatever was committed is there after a crash of the process or
+ *            the machine.
+ *   redis    shared by engines on many hosts. A sequence belongs to the engine that opened it, until that closes it, ends, or
+ *            gives no sign of life for lease_ms. What a crash of Redis leaves is up to its configuration.
+ *
+ * Committed. With lmdb and redis every sequence is stored, whether it has a name or is given one here. A turn is *committed*
+ * when everything the sequence holds by its end is in the store, however it ended: eos, length, cancelled or error. Its DONE
+ * event (that of completion 0) can be fetched from then on and not before; TOKENS events don't wait. A turn without a DONE
+ * is not in the store after a crash, neither its prompt nor its answer: submit it again. Where a turn can't be committed
+ * its DONE says so (event.status is E_STORE or E_LEASED, with any finish): then what it added is in the engine's
+ * memory alone, as n_stored of perch_sequence_state tells, until the next turn or perch_sequence_sync commits it all.
+ * Tokens that came by append, rewind, fork or import are committed likewise: by the next turn or perch_sequence_sync.
+ *
+ * Opening a stored sequence brings back its tokens; its KV is computed again by its first request. Seeds, sampling
+ * parameters and stop conditions belong to requests, and the draw at a position depends on nothing else: so there is no
+ * further state, and a continued sequence generates what it would have generated. Its namespace is not stored.
+ *
+ * The calls of this section wait for the store, on the caller's thread; steps never do.
+ */
+
+#define PERCH_KEY_CAP 256
+
+/* A sequence in the store. */
+typedef struct perch_sequence_entry {
+    char key[PERCH_KEY_CAP];
+    uint64_t n_tokens, n_turns;      /* committed */
+    uint64_t created_ms, touched_ms; /* since 1970-01-01 UTC */
+    uint32_t is_open;                /* 1: in this engine or another */
+    uint32_t reserved0;
+} perch_sequence_entry;
+
+/* Copies the key with its 0. E_NOT_FOUND: it has none (opened without options, and the store is memory). E_BUFFER. */
+PERCH_API perch_status perch_sequence_key(perch_engine *engine, perch_sequence_id sequence, char *key, size_t cap,
+                                          perch_error *err);
+
+/*
+ * Commits what the sequence holds and the store has not. With memory there is nothing to do. E_BUSY; E_LEASED: another engine
+ * has taken it over after lease_ms without a sign of life from this one, and it can only be closed here; E_STORE.
+ */
+PERCH_API perch_status perch_sequence_sync(perch_engine *engine, perch_sequence_id sequence, perch_error *err);
+
+/* Removes a sequence that nobody has open from the store, or the mark of a retired one. E_NOT_FOUND, E_BUSY, E_LEASED, E_STORE. */
+PERCH_API perch_status perch_sequence_remove(perch_engine *engine, const char *key, perch_error *err);
+
+/*
+ * The stored sequences in the order of their keys' bytes, those behind `after` (NULL = from the first): up to cap of them into
+ * entries[cap], *n how many. *n < cap: there are no more. entry_bytes is sizeof(perch_sequence_entry). With memory: those with
+ * a key, open ones with the tokens that they were opened with.
+ */
+PERCH_API perch_status perch_sequence_list(perch_engine *engine, const char *after, perch_sequence_entry *entries,
+                                           size_t cap, size_t entry_bytes, size_t *n, perch_error *err);
+
+/*
+ * A sequence as bytes[cap] that any machine's perch with the same model and tokenizer can import: tokens and what the
+ * store knows of it, checksummed. *n_bytes gets the size also on E_BUFFER. E_BUSY.
+ */
+PERCH_API perch_status perch_sequence_export(perch_engine *engine, perch_sequence_id sequence, void *bytes, size_t cap,
+                                             size_t *n_bytes, perch_error *err);
+
+/*
+ * A new sequence from bytes[n_bytes] of an export. options NULL: as perch_sequence_open. E_FORMAT: no export, or a damaged
+ * one; E_UNSUPPORTED: a later version's; E_MODEL, E_TOO_LONG; E_BUSY, E_LEASED, E_RETIRED: the options' key is taken, also
+ * (E_INVALID) by a stored sequence that nobody has open; E_STORE.
+ */
+PERCH_API perch_status perch_sequence_import(perch_engine *engine, const void *bytes, size_t n_bytes,
+                                             const perch_sequence_options *options, perch_sequence_id *out,
+                                             perch_error *err);
 
 /* -------------------------------------------------------------- requests -- */
 
@@ -534,7 +647,8 @@ typedef struct perch_event {
     size_t struct_size;
     perch_event_type type;
     perch_finish finish; /* DONE */
-    perch_status status; /* DONE with FINISH_ERROR */
+    perch_status
+        status; /* DONE with FINISH_ERROR; with any finish, where the turn is not in the store: E_STORE, E_LEASED */
     uint32_t completion; /* 0..n_completions-1 */
     perch_request_id request;
     perch_sequence_id sequence;
@@ -555,7 +669,7 @@ typedef struct perch_event {
     uint64_t cached_tokens;                   /* of which had their KV in the cache at admission */
     uint64_t completion_tokens;               /* generated */
     uint64_t queue_us, prefill_us, decode_us; /* submit..admission, ..first token, ..end */
-    const char *message;                      /* DONE with FINISH_ERROR: what went wrong; "" otherwise */
+    const char *message;                      /* DONE with a status: what went wrong; "" otherwise */
     void *storage;                            /* private */
 } perch_event;
 

@@ -8,6 +8,7 @@
 #   comm           include base
 #   engine/model   include base kernels comm
 #   engine/text    include base
+#   engine/store   include base
 #   engine/tiers   include base
 #   engine         include base kernels cache comm, its own folders
 #   tools          include (perch/perch.h alone)
@@ -29,7 +30,7 @@ list_files() {
 # awk sees the list of files first, to know what an include names, and then each of them.
 list_files | awk '
 function module(path) {
-    if (path ~ /^engine\/(model|text|tiers)\//) {
+    if (path ~ /^engine\/(model|store|text|tiers)\//) {
         match(path, /^engine\/[a-z]+/)
         return substr(path, 1, RLENGTH)
     }
@@ -96,8 +97,8 @@ BEGIN {
     allowed["base"] = "include"
     allowed["kernels"] = allowed["cache"] = allowed["comm"] = "include base"
     allowed["engine/model"] = "include base kernels comm"
-    allowed["engine/text"] = allowed["engine/tiers"] = "include base"
-    allowed["engine"] = "include base kernels cache comm engine/model engine/text engine/tiers"
+    allowed["engine/store"] = allowed["engine/text"] = allowed["engine/tiers"] = "include base"
+    allowed["engine"] = "include base kernels cache comm engine/model engine/store engine/text engine/tiers"
     allowed["tools"] = "include"
     n = split("assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign stdarg " \
               "stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath threads time uchar wchar wctype", names)

@@ -1,0 +1,129 @@
+/*
+ * fingerprint: what model token IDs belong to, as a line of words: "llama vocab=96 … tokenizer=… weights=…". Two models with
+ * the same line continue a sequence with the same tokens: the type they are computed in, the device, and how the checkpoint is
+ * cut in files don't count. Of weights a sample is looked at, so that it costs milliseconds whatever the model's size.
+ */
+#include "engine/impl.h"
+#include "engine/model/checkpoint.h"
+#include "engine/text/text.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <xxhash.h>
+
+#define SAMPLE_BYTES ((size_t)512)
+
+static uint64_t mix(uint64_t hash, const void *bytes, size_t n) { return XXH3_64bits_withSeed(bytes, n, hash); }
+
+static uint64_t mix_number(uint64_t hash, double number) { return mix(hash, &number, sizeof number); }
+
+/* What of the configuration decides about results and has no word of its own. */
+static uint64_t hash_config(const model_config *m) {
+    const rope_config *rope = &m->rope;
+    const double numbers[] = {m->intermediate_size,
+                              m->max_positions,
+                              m->rms_eps,
+                              rope->kind,
+                              rope->theta,
+                              rope->factor,
+                              rope->low_freq_factor,
+                              rope->high_freq_factor,
+                              rope->beta_fast,
+                              rope->beta_slow,
+                              rope->attention_factor,
+                              rope->truncate,
+                              rope->original_max_positions,
+                              m->attention_bias,
+                              m->output_bias,
+                              m->mlp_bias,
+                              m->qk_norm,
+                              m->tied_embeddings};
+    uint64_t hash = mix(0, numbers, sizeof numbers);
+    for (uint32_t layer = 0; layer < m->n_layers; layer++) {
+        hash = mix_number(hash, model_layer_window(m, layer));
+    }
+    return hash;
+}
+
+/* The text that each ID stands for. */
+static uint64_t hash_tokenizer(const perch_tokenizer *t) {
+    uint64_t hash = 0;
+    for (int32_t id = 0; id < perch_tokenizer_n_tokens(t); id++) {
+        size_t n = 0;
+        const char *piece = tokenizer_piece(t, id, &n);
+        hash = mix(mix_number(hash, (double)n), piece, n);
+    }
+    return mix_number(hash, perch_tokenizer_bos(t));
+}
+
+static uint64_t hash_tensor(uint64_t hash, const safetensor *t) {
+    size_t n = t->n_bytes < SAMPLE_BYTES ? t->n_bytes : SAMPLE_BYTES;
+    hash = mix(hash, t->name, strlen(t->name));
+    hash = mix_number(hash, (double)t->n_bytes);
+    hash = mix(hash, t->data, n);
+    hash = mix(hash, t->data + (t->n_bytes - n) / 2, n);
+    return mix(hash, t->data + (t->n_bytes - n), n);
+}
+
+static perch_status hash_weights(const char *dir, uint64_t *hash, perch_error *err) {
+    checkpoint c;
+    perch_status status = checkpoint_open(dir, &c, err);
+    *hash = 0;
+    for (size_t i = 0; !status && i < c.n_tensors; i++) {
+        *hash = hash_tensor(*hash, &c.tensors[i].tensor);
+    }
+    checkpoint_close(&c);
+    return status;
+}
+
+perch_status fingerprint_make(const perch_engine *e, char out[STORE_MODEL_CAP], perch_error *err) {
+    const model_config *m = &e->config;
+    const perch_options *o = &e->options;
+    char weights[40] = "", tokenizer[24] = "none";
+    uint64_t hash;
+    if (o->weights == PERCH_WEIGHTS_RANDOM) {
+        snprintf(weights, sizeof weights, "random:%llu", (unsigned long long)o->random_seed);
+    } else {
+        perch_status status = hash_weights(o->path, &hash, err);
+        if (status) {
+            return status;
+        }
+        snprintf(weights, sizeof weights, "%016llx", (unsigned long long)hash);
+    }
+    if (e->tokenizer) {
+        snprintf(tokenizer, sizeof tokenizer, "%016llx", (unsigned long long)hash_tokenizer(e->tokenizer));
+    }
+    snprintf(
+        out, STORE_MODEL_CAP,
+        "architecture=%s vocab_size=%u n_layers=%u hidden_size=%u n_heads=%u n_kv_heads=%u head_dim=%u config=%016llx "
+        "tokenizer=%s weights=%s",
+        model_arch_name(m->arch), m->vocab_size, m->n_layers, m->hidden_size, m->n_heads, m->n_kv_heads, m->head_dim,
+        (unsigned long long)hash_config(m), tokenizer, weights);
+    return PERCH_OK;
+}
+
+/* The first word that is not the same: its length in both. False where there is none. */
+static bool differing_word(const char **a, size_t *a_bytes, const char **b, size_t *b_bytes) {
+    for (;;) {
+        *a_bytes = strcspn(*a, " ");
+        *b_bytes = strcspn(*b, " ");
+        if (*a_bytes != *b_bytes || memcmp(*a, *b, *a_bytes) != 0) {
+            return true;
+        }
+        if (!(*a)[*a_bytes]) {
+            return (*b)[*b_bytes] != 0;
+        }
+        *a += *a_bytes + 1;
+        *b += *b_bytes + ((*b)[*b_bytes] != 0);
+    }
+}
+
+perch_status fingerprint_check(const perch_engine *e, const char *of, perch_error *err) {
+    const char *here = e->model_text;
+    size_t n, n_here;
+    if (!differing_word(&of, &n, &here, &n_here)) {
+        return PERCH_OK;
+    }
+    return err_set(err, PERCH_E_MODEL, "the sequence is of another model: %.*s, not %.*s", (int)n, of, (int)n_here,
+                   here);
+}
