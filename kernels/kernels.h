@@ -130,6 +130,8 @@ typedef struct kernels_limits {
     uint32_t vocab_size;
     uint32_t session_len;
     uint32_t n_heads;
+    uint32_t window;     /* the widest of the layers' sliding windows; 0: none has one */
+    bool some_have_none; /* window > 0: of the layers */
     kv_layout layout;
 } kernels_limits;
 
@@ -159,6 +161,13 @@ typedef struct kernels_chosen {
     float top_logit[KERNELS_MAX_TOP];
 } kernels_chosen;
 
+/* What becomes of a product of `linear` and `linear_f32`. */
+typedef enum kernels_product {
+    KERNELS_PRODUCT_ACT = 0, /* activations */
+    KERNELS_PRODUCT_ADD = 1, /* is added to the residual stream */
+    KERNELS_PRODUCT_F32 = 2  /* float: logits */
+} kernels_product;
+
 #define KERNELS_LANES 2u
 
 /* What `begin` made of a batch: the counts to call the math functions with. */
@@ -177,6 +186,14 @@ typedef struct kernels_pass {
 typedef struct kernels_async {
     /* Whether a model of this shape can run at all: E_UNSUPPORTED says what can't. NULL: any can. */
     perch_status (*check)(const kernels_device *device, const kernels_limits *limits, perch_error *err);
+    /*
+     * Before `reserve`, when weight and bias are what they will be: such a product is to come, with that bias or NULL, of up to
+     * max_logit_rows rows for F32, else max_step_tokens. What has to be found out or converted for it is so now or in reserve, and
+     * not in a step. A product that nobody has told of is E_INVALID once the device is reserved. NULL: there is nothing to
+     * prepare.
+     */
+    perch_status (*prepare)(kernels_device *device, kernels_weight *weight, kernels_product product, const float *bias,
+                            perch_error *err);
     /* Device bytes that `reserve` takes: batches, attention's partial results, choices and histories, graphs. */
     uint64_t (*reserve_bytes)(const kernels_device *device, const kernels_limits *limits);
     /* Once, before the first begin. E_NOMEM, E_UNSUPPORTED (a shape). */
@@ -203,7 +220,7 @@ typedef struct kernels_async {
 } kernels_async;
 
 typedef struct kernels_backend {
-    uint32_t abi;               /* KERNELS_ABI */
+    uint32_t abi;               /* KERNELS_ABI (kernels/abi.h) */
     const char *name;           /* "cpu" */
     const kernels_async *async; /* NULL: everything is done when a function returns, and the host chooses tokens */
 
@@ -315,9 +332,6 @@ typedef struct kernels_backend {
     perch_status (*gather)(kernels_device *device, const kernels_batch *batch, uint32_t n_logits, const void *x,
                            size_t row_bytes, void *y, perch_error *err);
 } kernels_backend;
-
-/* Counts up whenever anything above changes: a backend of another build is refused. */
-#define KERNELS_ABI 2u
 
 /* The CPU backend; static. */
 const kernels_backend *kernels_cpu(void);

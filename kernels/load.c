@@ -1,5 +1,5 @@
 /* load: the CUDA backend from its shared object, so that one build of perch runs on machines with and without CUDA. */
-#include "kernels/kernels.h"
+#include "kernels/abi.h"
 
 #include <dlfcn.h>
 #include <pthread.h>

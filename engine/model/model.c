@@ -26,6 +26,11 @@ void model_kernels_limits(const model_config *config, const model_limits *limits
                             .vocab_size = config->vocab_size,
                             .session_len = limits->session_len,
                             .n_heads = config->n_heads};
+    for (uint32_t l = 0; l < config->n_layers; l++) {
+        uint32_t window = model_layer_window(config, l);
+        out->window = window > out->window ? window : out->window;
+        out->some_have_none |= window == 0;
+    }
     model_kv_layout(config, limits->dtype, &out->layout);
 }
 
@@ -119,7 +124,7 @@ static perch_status load_weights(model *m, const char *dir, uint64_t random_seed
                      : model_load_random(m, tensors, n, random_seed, progress, progress_user, err);
     }
     free(tensors);
-    return status;
+    return status == PERCH_OK ? model_weights_prepare(m, err) : status;
 }
 
 perch_status model_load(const kernels_backend *backend, kernels_device *device, const model_config *config,

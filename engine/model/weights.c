@@ -98,6 +98,31 @@ perch_status model_weights_create(model *m, perch_error *err) {
     return m->backend->weight_create(m->device, c->vocab_size, c->hidden_size, &m->head, err);
 }
 
+perch_status model_weights_prepare(const model *m, perch_error *err) {
+    const kernels_async *async = m->backend->async;
+    if (!async || !async->prepare) {
+        return PERCH_OK;
+    }
+    perch_status status = async->prepare(m->device, m->head, KERNELS_PRODUCT_F32, NULL, err);
+    for (uint32_t l = 0; l < m->config.n_layers; l++) {
+        const model_layer *layer = &m->layers[l];
+        const struct {
+            kernels_weight *weight;
+            kernels_product product;
+            const float *bias;
+        } products[] = {
+            {layer->qkv, KERNELS_PRODUCT_ACT, layer->qkv_bias},
+            {layer->output, KERNELS_PRODUCT_ADD, layer->output_bias},
+            {layer->gate_up, KERNELS_PRODUCT_ACT, layer->gate_up_bias},
+            {layer->down, KERNELS_PRODUCT_ADD, layer->down_bias},
+        };
+        for (size_t i = 0; i < sizeof products / sizeof products[0] && status == PERCH_OK; i++) {
+            status = async->prepare(m->device, products[i].weight, products[i].product, products[i].bias, err);
+        }
+    }
+    return status;
+}
+
 static void destroy(const model *m, kernels_weight *weight) {
     if (weight) {
         m->backend->weight_destroy(m->device, weight);

@@ -4,6 +4,8 @@
  */
 #include "kernels/cpu/device.h"
 
+#include "kernels/abi.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -114,7 +114,8 @@ template <class T> __global__ void __launch_bounds__(MERGE_THREADS) merge_partia
             const range seen = seen_until(p, row->first_position + token + 1);
             const uint32_t first = seen.begin / CUDA_CHUNK_TOKENS;
             const size_t result_floats = CUDA_PARTIAL_FLOATS(p.head_dim);
-            const merging m = {p.partials + (work.partial + size_t(first) * work.stride + i) * result_floats,
+            const merging m = {p.partials +
+                                   (work.partial + size_t(first - work.first_chunk) * work.stride + i) * result_floats,
                                work.stride * result_floats,
                                (seen.end - 1) / CUDA_CHUNK_TOKENS + 1 - first,
                                p.head_dim,

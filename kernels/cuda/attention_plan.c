@@ -6,7 +6,8 @@
  * for at once. CTAs draw pieces in the order of the plan, long ones first. What they will be busy with is followed along, and a
  * tile that would end later than an even share of all work is cut along its chunks as well, so that its pieces fill the gaps.
  * Each chunk of such a tile leaves a partial result for each query; their number is limited. All KV heads are cut alike:
- * as many CTAs as there are heads count as one group.
+ * as many CTAs as there are heads count as one group. With a sliding window a tile's chunks begin where its first token sees
+ * something.
  */
 #include "kernels/cuda/attention_plan.h"
 
@@ -43,6 +44,7 @@ typedef struct planner {
     const kernels_batch *batch;
     uint32_t n_kv_heads;
     uint32_t n_group;
+    uint32_t window;
     cuda_attend_work *attend;
     cuda_merge_work *merge;
     uint32_t n_attend;
@@ -63,14 +65,23 @@ static uint32_t tokens_of(uint32_t n, uint32_t n_group) { return n / n_group > 1
 
 static uint32_t n_group_of(const kernels_limits *limits) { return limits->n_heads / limits->layout.n_kv_heads; }
 
+/* The most chunks that a tile sees something of. */
+static uint32_t max_chunks(const kernels_limits *limits) {
+    uint32_t all = chunks_of(limits->session_len);
+    uint64_t n_tokens =
+        min_u64(tokens_of(CUDA_TALL_QUERIES(limits->layout.head_dim), n_group_of(limits)), limits->max_step_tokens);
+    uint64_t n_seen = limits->window + n_tokens - 1; /* which may begin at the end of a chunk */
+    return limits->window == 0 ? all : (uint32_t)min_u64(all, divide_up(n_seen - 1, CUDA_CHUNK_TOKENS) + 1);
+}
+
 static uint64_t max_partials(const kernels_limits *limits) {
-    uint32_t n_chunks = chunks_of(limits->session_len);
+    uint32_t n_chunks = max_chunks(limits);
     uint64_t all = n_chunks < 2 ? 0 : (uint64_t)limits->max_step_tokens * limits->n_heads * n_chunks;
     return min_u64(all, MAX_PARTIAL_BYTES / (CUDA_PARTIAL_FLOATS(limits->layout.head_dim) * sizeof(float)));
 }
 
 static uint32_t max_more_pieces(const kernels_limits *limits, uint32_t n_ctas) {
-    return chunks_of(limits->session_len) < 2 ? 0 : MORE_PIECES * n_ctas;
+    return max_chunks(limits) < 2 ? 0 : MORE_PIECES * n_ctas;
 }
 
 /* A tile that is cut becomes two pieces or more, and leaves so many merges. */
@@ -96,8 +107,19 @@ void cuda_attention_sizes_get(const kernels_limits *limits, uint32_t n_processor
 
 /* ---------------------------------------------------------------- plan */
 
+/* The chunks that the tokens of a tile see something of. */
+typedef struct span {
+    uint32_t first, n;
+} span;
+
+static span seen_by(const planner *pl, const kernels_row *row, uint32_t first_token, uint32_t n_tokens) {
+    uint64_t position = (uint64_t)row->first_position + first_token;
+    uint64_t first = pl->window != 0 && position + 1 > pl->window ? (position + 1 - pl->window) / CUDA_CHUNK_TOKENS : 0;
+    return (span){(uint32_t)first, chunks_of(position + n_tokens) - (uint32_t)first};
+}
+
 /* Merges of a tile's queries; `partial`: of its first chunk and KV head, the heads' results lie one behind the other. */
-static void add_merges(planner *pl, uint32_t row, uint32_t first_token, uint32_t n_tokens, uint32_t n_chunks,
+static void add_merges(planner *pl, uint32_t row, uint32_t first_token, uint32_t n_tokens, span seen,
                        uint32_t partial) {
     uint32_t n_queries = n_tokens * pl->n_group, most = tokens_of(CUDA_SMALL_QUERIES, pl->n_group);
     for (uint32_t head = 0; head < pl->n_kv_heads; head++) {
@@ -107,8 +129,9 @@ static void add_merges(planner *pl, uint32_t row, uint32_t first_token, uint32_t
                                   .kv_head = head,
                                   .first_token = first_token + t,
                                   .n_tokens = (uint32_t)min_u64(most, n_tokens - t),
-                                  .partial = partial + head * n_chunks * n_queries + t * pl->n_group,
-                                  .stride = n_queries};
+                                  .partial = partial + head * seen.n * n_queries + t * pl->n_group,
+                                  .stride = n_queries,
+                                  .first_chunk = seen.first};
         }
     }
 }
@@ -142,27 +165,26 @@ static uint32_t pieces_of(const planner *pl, const kind *k, uint32_t n_tokens, u
 }
 
 static void plan_tile(planner *pl, kind *k, uint32_t row, uint32_t first_token, uint32_t n_tokens) {
-    const kernels_row *r = &pl->batch->rows[row];
-    uint32_t n_chunks = chunks_of((uint64_t)r->first_position + first_token + n_tokens);
-    uint32_t n_pieces = pieces_of(pl, k, n_tokens, n_chunks), n_queries = n_tokens * pl->n_group;
+    const span seen = seen_by(pl, &pl->batch->rows[row], first_token, n_tokens);
+    uint32_t n_pieces = pieces_of(pl, k, n_tokens, seen.n), n_queries = n_tokens * pl->n_group;
     for (uint32_t i = 0; i < n_pieces; i++) {
-        uint32_t first_chunk = (uint32_t)((uint64_t)n_chunks * i / n_pieces);
-        uint32_t end_chunk = (uint32_t)((uint64_t)n_chunks * (i + 1) / n_pieces);
-        occupy(k, end_chunk - first_chunk);
+        uint32_t begin = (uint32_t)((uint64_t)seen.n * i / n_pieces); /* of what is seen */
+        uint32_t end = (uint32_t)((uint64_t)seen.n * (i + 1) / n_pieces);
+        occupy(k, end - begin);
         for (uint32_t head = 0; head < pl->n_kv_heads; head++) {
-            uint32_t partial = pl->n_partial + (head * n_chunks + first_chunk) * n_queries;
+            uint32_t partial = pl->n_partial + (head * seen.n + begin) * n_queries;
             pl->attend[pl->n_attend++] = (cuda_attend_work){.row = row,
                                                             .kv_head = head,
                                                             .first_token = first_token,
                                                             .n_tokens = n_tokens,
-                                                            .first_chunk = first_chunk,
-                                                            .n_chunks = end_chunk - first_chunk,
+                                                            .first_chunk = seen.first + begin,
+                                                            .n_chunks = end - begin,
                                                             .partial = n_pieces > 1 ? partial : CUDA_NO_PARTIAL};
         }
     }
     if (n_pieces > 1) {
-        add_merges(pl, row, first_token, n_tokens, n_chunks, pl->n_partial);
-        pl->n_partial += n_queries * n_chunks * pl->n_kv_heads;
+        add_merges(pl, row, first_token, n_tokens, seen, pl->n_partial);
+        pl->n_partial += n_queries * seen.n * pl->n_kv_heads;
         k->room -= (n_pieces - 1) * pl->n_kv_heads;
     }
 }
@@ -176,8 +198,10 @@ static bool is_of(const planner *pl, const kind *k, const kernels_row *row) {
     return k->small == ((uint64_t)row->n_tokens * pl->n_group <= CUDA_SMALL_QUERIES);
 }
 
-static uint32_t length_of(const kernels_row *row) {
-    uint32_t n = chunks_of((uint64_t)row->first_position + row->n_tokens), i = 0;
+/* The logarithm of what the row's last tile sees. */
+static uint32_t length_of(const planner *pl, const kind *k, const kernels_row *row) {
+    uint32_t n_tokens = tokens_of_tile(k, row->n_tokens), last = (row->n_tokens - 1) / n_tokens * n_tokens;
+    uint32_t n = seen_by(pl, row, last, row->n_tokens - last).n, i = 0;
     while (n >>= 1) {
         i++;
     }
@@ -193,9 +217,9 @@ static void count_chunks(const planner *pl, kind *k) {
         }
         uint32_t n_tokens = tokens_of_tile(k, row->n_tokens);
         for (uint32_t t = 0; t < row->n_tokens; t += n_tokens) {
-            k->total += chunks_of(row->first_position + min_u64((uint64_t)t + n_tokens, row->n_tokens));
+            k->total += seen_by(pl, row, t, (uint32_t)min_u64(n_tokens, row->n_tokens - t)).n;
         }
-        k->lengths |= (uint64_t)1 << length_of(row);
+        k->lengths |= (uint64_t)1 << length_of(pl, k, row);
     }
     k->even = divide_up(k->total, k->n_groups);
 }
@@ -206,7 +230,7 @@ static void plan_kind(planner *pl, kind *k) {
     for (uint32_t length = 32; length-- > 0;) {
         for (uint32_t i = 0; (k->lengths >> length & 1) != 0 && i < pl->batch->n_rows; i++) {
             const kernels_row *row = &pl->batch->rows[i];
-            if (!is_of(pl, k, row) || length_of(row) != length) {
+            if (!is_of(pl, k, row) || length_of(pl, k, row) != length) {
                 continue;
             }
             uint32_t n_tokens = tokens_of_tile(k, row->n_tokens);
@@ -246,6 +270,7 @@ void cuda_attention_plan(const kernels_limits *limits, uint32_t n_processors, co
     planner pl = {.batch = batch,
                   .n_kv_heads = limits->layout.n_kv_heads,
                   .n_group = n_group_of(limits),
+                  .window = limits->window,
                   .attend = attend,
                   .merge = merge,
                   .max_merge = max_merges(limits, n_processors),

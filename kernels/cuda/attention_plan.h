@@ -32,14 +32,14 @@ typedef struct cuda_attend_work {
     uint32_t first_chunk;
     uint32_t n_chunks;
     uint32_t
-        partial; /* where its partial results begin, or CUDA_NO_PARTIAL: it sees all chunks and writes the output itself */
+        partial; /* where its partial results begin, or CUDA_NO_PARTIAL: it sees all that its tokens see and writes the output itself */
     uint32_t n_small; /* in the first piece of a plan: so many pieces, from that one on, are small; 0 in others */
 } cuda_attend_work;
 
 /*
  * Queries of one row and KV head whose partial results are to be merged in the order of their chunks, those that the query sees
  * something of. A result is float [head_dim] output, maximum, sum, 2 unused; `partial` counts results, and that of chunk c and
- * query i is partial + c * stride + i.
+ * query i is partial + (c - first_chunk) * stride + i.
  */
 typedef struct cuda_merge_work {
     uint32_t row;
@@ -48,7 +48,8 @@ typedef struct cuda_merge_work {
     uint32_t n_tokens; /* as many as make CUDA_SMALL_QUERIES queries, or one */
     uint32_t partial;
     uint32_t stride;
-    uint32_t reserved[2];
+    uint32_t first_chunk; /* the first that a token of the tile sees */
+    uint32_t reserved;
 } cuda_merge_work;
 
 /* Floats of one partial result. */
@@ -61,6 +62,11 @@ typedef struct cuda_attention_sizes {
     uint32_t max_attend, max_merge; /* pieces that a plan has at most */
     size_t partial_bytes;           /* of device memory for partial results */
 } cuda_attention_sizes;
+
+/*
+ * limits->window is the plan's: its pieces begin where a token with such a window begins to see something, so it serves layers
+ * of that window or a smaller one; of 0: all. What lies before costs nothing and has no partial results.
+ */
 
 /* n_processors: multiprocessors of the device. Depends on the limits alone: the memory plan counts with it. */
 void cuda_attention_sizes_get(const kernels_limits *limits, uint32_t n_processors, cuda_attention_sizes *out);

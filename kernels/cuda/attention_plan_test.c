@@ -82,9 +82,9 @@ static kernels_batch batch_of(kernels_row *rows, uint32_t n_rows) {
 
 /* ---------------------------------------------------------------- coverage */
 
-/* What is known of a (token, KV head): its chunks so far, and where chunk 0's partial result of its first query lies. */
+/* What is known of a (token, KV head): its tile's chunks, those so far, and where the first's partial result of its first query lies. */
 typedef struct seat {
-    uint32_t n_chunks, tile_chunks;
+    uint32_t n_chunks, first_chunk, tile_chunks;
     uint64_t chunk_sum; /* of the chunks' numbers: with disjoint ranges and their count it says which */
     int64_t partial;    /* -1: it has none */
     uint32_t n_merges;
@@ -104,6 +104,12 @@ static void check_disjoint(uint32_t (*ranges)[2], size_t n, uint32_t most) {
     }
 }
 
+/* The first chunk of which the row's token sees something. */
+static uint32_t first_of(const plan *p, const kernels_row *row, uint32_t token) {
+    uint32_t end = row->first_position + token + 1;
+    return p->limits.window != 0 && end > p->limits.window ? (end - p->limits.window) / CUDA_CHUNK_TOKENS : 0;
+}
+
 static void take_piece(const plan *p, const kernels_batch *batch, uint32_t i, uint32_t n_small, seat *seats) {
     const cuda_attend_work *w = &p->attend[i];
     const kernels_row *row = &batch->rows[w->row];
@@ -114,20 +120,23 @@ static void take_piece(const plan *p, const kernels_batch *batch, uint32_t i, ui
     CU_ASSERT(small ? w->n_tokens == row->n_tokens
                     : w->n_tokens == 1 || w->n_tokens * p->n_group <= CUDA_TALL_QUERIES(p->limits.layout.head_dim));
     CU_ASSERT_FATAL(w->row < batch->n_rows && w->kv_head < n_kv_heads && w->first_token + w->n_tokens <= row->n_tokens);
-    uint32_t n_chunks = chunks_of(row->first_position + w->first_token + w->n_tokens);
-    CHECK_MSG(w->n_chunks >= 1 && w->first_chunk + w->n_chunks <= n_chunks, "chunks %u + %u of %u", w->first_chunk,
-              w->n_chunks, n_chunks);
+    uint32_t first = first_of(p, row, w->first_token);
+    uint32_t n_chunks = chunks_of(row->first_position + w->first_token + w->n_tokens) - first;
+    CHECK_MSG(w->n_chunks >= 1 && w->first_chunk >= first && w->first_chunk + w->n_chunks <= first + n_chunks,
+              "chunks %u + %u of %u + %u", w->first_chunk, w->n_chunks, first, n_chunks);
     CU_ASSERT(w->partial != CUDA_NO_PARTIAL || w->n_chunks == n_chunks);
     for (uint32_t t = 0; t < w->n_tokens; t++) {
         seat *s = &seats[(row->first_token + w->first_token + t) * n_kv_heads + w->kv_head];
-        int64_t partial = w->partial == CUDA_NO_PARTIAL ? -1
-                                                        : (int64_t)w->partial + t * p->n_group -
-                                                              (int64_t)w->first_chunk * w->n_tokens * p->n_group;
+        int64_t partial =
+            w->partial == CUDA_NO_PARTIAL
+                ? -1
+                : (int64_t)w->partial + t * p->n_group - (int64_t)(w->first_chunk - first) * w->n_tokens * p->n_group;
         CU_ASSERT(s->n_chunks == 0 || (s->partial == partial && s->tile_chunks == n_chunks));
         s->partial = partial;
+        s->first_chunk = first;
         s->tile_chunks = n_chunks;
         s->n_chunks += w->n_chunks;
-        s->chunk_sum += (uint64_t)w->n_chunks * (2 * (uint64_t)w->first_chunk + w->n_chunks - 1) / 2;
+        s->chunk_sum += (uint64_t)w->n_chunks * (2 * (uint64_t)(w->first_chunk - first) + w->n_chunks - 1) / 2;
     }
 }
 
@@ -138,7 +147,7 @@ static void take_merge(const plan *p, const kernels_batch *batch, const cuda_mer
     CU_ASSERT_FATAL(w->row < batch->n_rows && w->kv_head < n_kv_heads && w->first_token + w->n_tokens <= row->n_tokens);
     for (uint32_t t = 0; t < w->n_tokens; t++) {
         seat *s = &seats[(row->first_token + w->first_token + t) * n_kv_heads + w->kv_head];
-        CU_ASSERT(s->partial == (int64_t)w->partial + t * p->n_group);
+        CU_ASSERT(s->partial == (int64_t)w->partial + t * p->n_group && s->first_chunk == w->first_chunk);
         s->n_merges++;
     }
 }
@@ -159,7 +168,8 @@ static void check_plan(const plan *p, const kernels_batch *batch) {
         }
         /* A tile's pieces follow one another, a head in each place: their chunks don't meet. */
         size_t n_chunks = 0;
-        for (uint32_t j = i; w->first_chunk == 0 && j < p->n_attend && p->attend[j].row == w->row &&
+        uint32_t first = first_of(p, &batch->rows[w->row], w->first_token);
+        for (uint32_t j = i; w->first_chunk == first && j < p->n_attend && p->attend[j].row == w->row &&
                              p->attend[j].first_token == w->first_token;
              j += n_kv_heads) {
             CU_ASSERT(p->attend[j].kv_head == w->kv_head);
@@ -194,6 +204,7 @@ static void every_token_meets_every_chunk_once(void) {
         uint32_t session_len = 1 + (uint32_t)test_rng_below(&rng, round % 5 == 0 ? 200000 : 4000);
         kernels_limits limits = limits_of(n_kv_heads * n_group, n_kv_heads, head_dims[test_rng_below(&rng, 4)],
                                           max_step_tokens, max_rows, session_len);
+        limits.window = test_rng_below(&rng, 2) == 0 ? 0 : 1 + (uint32_t)test_rng_below(&rng, 2 * session_len);
         kernels_row rows[MAX_ROWS] = {{.n_tokens = 0}};
         uint32_t n_rows = 0, left = max_step_tokens;
         while (n_rows < max_rows && left > 0 && (n_rows == 0 || test_rng_below(&rng, 30) != 0)) {
@@ -275,6 +286,44 @@ static void typical_batches_are_shared_out_evenly(void) {
     check_balance("decode and prefill", rows, 200, 8192, 1.1, 1.05);
 }
 
+/*
+ * With a window of 4,096 a token at a million costs what one at 4,096 does: rows of both are shared out as if they were alike, and
+ * partial results take no more memory for a session of a million tokens than for one of 8,192.
+ */
+static void what_lies_before_a_window_costs_nothing(void) {
+    kernels_row rows[64] = {{.n_tokens = 0}};
+    kernels_limits limits = usual_limits(1u << 20);
+    cuda_attention_sizes sizes, of_short;
+    limits.window = 4096;
+    limits.max_step_tokens = 64;
+    plan p;
+    for (uint32_t i = 0; i < 64; i++) {
+        rows[i] = (kernels_row){.n_tokens = 1, .first_position = i % 2 == 0 ? 4095 : 999936 + 256 * i + 255};
+    }
+    kernels_batch batch = batch_of(rows, 64);
+    plan_make(&p, &limits, PROCESSORS, &batch);
+    check_plan(&p, &batch);
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < p.n_attend; i++) {
+        total += p.attend[i].n_chunks;
+    }
+    CHECK_MSG(total == (uint64_t)64 * 8 * 16, "%llu chunks", (unsigned long long)total);
+    double small = imbalance(&p, true, 3 * PROCESSORS);
+    CHECK_MSG(small <= 1.15, "%.2f times an even share", small);
+    plan_free(&p);
+    cuda_attention_sizes_get(&limits, PROCESSORS, &sizes);
+    limits.session_len = 8192;
+    limits.window = 0;
+    cuda_attention_sizes_get(&limits, PROCESSORS, &of_short);
+    CHECK_MSG(sizes.partial_bytes <= of_short.partial_bytes, "%zu bytes, %zu for short sessions", sizes.partial_bytes,
+              of_short.partial_bytes);
+    limits.session_len = 1u << 20;
+    limits.window = 1;
+    limits.max_step_tokens = 1;
+    cuda_attention_sizes_get(&limits, PROCESSORS, &sizes);
+    CU_ASSERT(sizes.partial_bytes == 0 && sizes.max_merge == 0);
+}
+
 static void lower_tiles_where_there_is_little(void) {
     kernels_row row = {.n_tokens = 256};
     kernels_limits limits = usual_limits(8192);
@@ -317,6 +366,7 @@ static void partial_results_take_little_memory(void) {
 static const test_case tests[] = {
     {"every token meets every chunk once", every_token_meets_every_chunk_once},
     {"typical batches are shared out evenly", typical_batches_are_shared_out_evenly},
+    {"what lies before a window costs nothing", what_lies_before_a_window_costs_nothing},
     {"lower tiles where there is little", lower_tiles_where_there_is_little},
     {"long prefill leaves few partial results", long_prefill_leaves_few_partial_results},
     {"partial results take little memory", partial_results_take_little_memory},

@@ -5,6 +5,7 @@
 #ifndef PERCH_KERNELS_CUDA_BACKEND_TESTING_H
 #define PERCH_KERNELS_CUDA_BACKEND_TESTING_H
 
+#include "kernels/abi.h"
 #include "kernels/cpu/convert.h"
 #include "kernels/cuda/device.h"
 #include "tests/support/check.h"

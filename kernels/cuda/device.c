@@ -5,6 +5,7 @@
  */
 #include "kernels/cuda/device.h"
 
+#include "kernels/abi.h"
 #include "kernels/cuda/choice.h"
 
 #include <inttypes.h>
@@ -253,6 +254,7 @@ static size_t cuda_act_bytes(const kernels_device *device) {
 
 static const kernels_async async = {
     .check = cuda_check_limits,
+    .prepare = cuda_prepare,
     .reserve_bytes = cuda_reserve_bytes,
     .reserve = cuda_reserve,
     .begin = cuda_begin,

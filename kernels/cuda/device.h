@@ -52,11 +52,11 @@ typedef struct cuda_staging {
 
 /* --- gemm.c, tune.c, tune_file.c */
 
-/* What becomes of a product. */
+/* What becomes of a product: kernels_product. */
 typedef enum gemm_kind {
-    GEMM_ACT = 0, /* activations */
-    GEMM_ADD = 1, /* is added to the residual stream */
-    GEMM_F32 = 2, /* float */
+    GEMM_ACT = KERNELS_PRODUCT_ACT,
+    GEMM_ADD = KERNELS_PRODUCT_ADD,
+    GEMM_F32 = KERNELS_PRODUCT_F32,
     GEMM_KINDS = 3
 } gemm_kind;
 
@@ -81,6 +81,7 @@ typedef struct gemm_shape {
     cublasLtMatrixLayout_t x;                  /* columns: the rows of a call */
     cublasLtMatrixLayout_t y[GEMM_KINDS];      /* likewise */
     gemm_plan plans[GEMM_KINDS][GEMM_BUCKETS]; /* deterministic: [kind][0] alone */
+    bool is_to_come[GEMM_KINDS];               /* as cuda_prepare was told */
     struct gemm_shape *next;
 } gemm_shape;
 
@@ -91,21 +92,26 @@ typedef struct gemm_record {
     cublasLtMatmulAlgo_t algo;
 } gemm_record;
 
+typedef struct gemm_records {
+    gemm_record *list;
+    size_t n, cap;
+} gemm_records;
+
 typedef struct cuda_gemm {
     cublasLtHandle_t lt;
     cublasLtMatmulDesc_t plain, with_bias;
     cublasLtMatmulPreference_t preference;
     uint8_t *workspace; /* [CUDA_WORKSPACE_BYTES] */
     gemm_shape *shapes;
-    gemm_record *records;
-    size_t n_records, records_cap;
+    gemm_records records;
     char *path;    /* of the file of records, or NULL */
     char key[400]; /* what the records hold for */
 } cuda_gemm;
 
 struct kernels_weight {
-    uint8_t *data; /* act [n_out][n_in], then `bias` */
-    uint8_t *bias; /* act [n_out]: the bias of the product that is queued, as cuBLASLt wants it */
+    uint8_t *data;           /* act [n_out][n_in], then `bias` */
+    uint8_t *bias;           /* act [n_out]: the one that was prepared, as cuBLASLt wants it */
+    const float *float_bias; /* that one, or NULL */
     gemm_shape *shape;
     struct kernels_weight *next;
 };
@@ -167,13 +173,19 @@ typedef struct cuda_host {
 
 /* --- step.c, reserve.c */
 
+/* Plans of attention that a pass may have: for layers that see all, and for those with a window. */
+#define CUDA_MAX_PLANS 2u
+
 /* How many of everything a lane's block has room for, and where it lies. */
 typedef struct lane_room {
-    uint32_t tokens, rows, logits, attend, merge;
+    uint32_t tokens, rows, logits, attend[CUDA_MAX_PLANS], merge[CUDA_MAX_PLANS];
 } lane_room;
 
 typedef struct lane_layout {
-    size_t tokens, token_from, positions, token_row, rows, row_slot, logit_tokens, attend, merge, bytes;
+    size_t counts[CUDA_MAX_PLANS]; /* of each plan: they differ in its pieces; the first is the batch's */
+    size_t tokens, token_from, positions, token_row, rows, row_slot, logit_tokens;
+    size_t attend[CUDA_MAX_PLANS], merge[CUDA_MAX_PLANS];
+    size_t bytes;
 } lane_layout;
 
 typedef enum lane_state { LANE_FREE = 0, LANE_BEGUN = 1, LANE_QUEUED = 2 } lane_state;
@@ -191,15 +203,22 @@ typedef struct cuda_lane {
     cudaEvent_t done;     /* and here */
 } cuda_lane;
 
+typedef struct cuda_pass_plan {
+    uint32_t window; /* layers of that one or a smaller one; 0: all */
+    cuda_counts *counts;
+    const cuda_attend_work *attend;
+    const cuda_merge_work *merge;
+    uint32_t max_attend, max_merge;
+} cuda_pass_plan;
+
 /* The pass between begin and end. */
 typedef struct cuda_pass {
     bool open;
     uint32_t n_tokens, n_logits;
     uint32_t max_row_tokens; /* 1: decode rows alone */
     cuda_batch batch;
-    const cuda_attend_work *attend;
-    const cuda_merge_work *merge;
-    uint32_t max_attend, max_merge;
+    cuda_pass_plan plans[CUDA_MAX_PLANS];
+    uint32_t n_plans;
 } cuda_pass;
 
 /* --- graph.c */
@@ -333,6 +352,8 @@ void cuda_gemm_set_rows(gemm_shape *shape, gemm_kind kind, uint32_t n_rows);
 cublasStatus_t cuda_gemm_multiply(kernels_device *device, cudaStream_t stream, gemm_shape *shape, gemm_kind kind,
                                   const cublasLtMatmulAlgo_t *algo, const void *w, const void *x, uint32_t n_rows,
                                   const void *bias, void *y);
+perch_status cuda_prepare(kernels_device *device, kernels_weight *weight, kernels_product product, const float *bias,
+                          perch_error *err);
 perch_status cuda_linear(kernels_device *device, const kernels_weight *weight, const float *bias, const void *x,
                          uint32_t n_tokens, void *y, bool accumulate, perch_error *err);
 perch_status cuda_linear_f32(kernels_device *device, const kernels_weight *weight, const void *x, uint32_t n_tokens,
@@ -350,9 +371,10 @@ perch_status cuda_tune(kernels_device *device, const kernels_limits *limits, per
 /* tune_file.c. What can't be read or written is as if it were not there. */
 perch_status cuda_records_open(kernels_device *device, const char *cache_dir, perch_error *err);
 void cuda_records_close(cuda_gemm *gemm);
-const gemm_record *cuda_records_find(const cuda_gemm *gemm, const gemm_record *like);
+const gemm_record *cuda_records_find(const gemm_records *records, const gemm_record *like);
 /* A record of the same key is replaced. */
-perch_status cuda_records_put(cuda_gemm *gemm, const gemm_record *record, perch_error *err);
+perch_status cuda_records_put(gemm_records *records, const gemm_record *record, perch_error *err);
+/* What others have put into the file since it was read stays there. */
 void cuda_records_save(const cuda_gemm *gemm);
 
 /* kv.c */
@@ -419,6 +441,9 @@ void cuda_lane_layout(const lane_room *room, lane_layout *out);
 uint32_t cuda_graph_rows(uint32_t n, uint32_t most);
 /* The most rows of such a pass. */
 uint32_t cuda_graph_most(const kernels_limits *limits);
+/* How many plans of attention passes have, and the limits to make plan i with: what has a window comes last. */
+uint32_t cuda_plans(const kernels_limits *limits);
+kernels_limits cuda_plan_limits(const kernels_limits *limits, uint32_t i);
 /* The limits of a pass of that many rows, one token each: how its attention is cut, and the room for that. */
 kernels_limits cuda_graph_limits(const kernels_limits *limits, uint32_t n_rows);
 

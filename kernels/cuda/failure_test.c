@@ -110,6 +110,9 @@ static perch_status begin_life(life *l, perch_error *err) {
         *buffers[i] = p;
     }
     TRY(k->upload(l->device, l->gain, values, HIDDEN * sizeof(float), err));
+    TRY(k->async->prepare(l->device, l->embedding, KERNELS_PRODUCT_F32, NULL, err));
+    TRY(k->async->prepare(l->device, l->qkv, KERNELS_PRODUCT_ACT, l->bias, err));
+    TRY(k->async->prepare(l->device, l->output, KERNELS_PRODUCT_ADD, l->bias, err));
     TRY(k->async->reserve(l->device, &limits, err));
     const uint64_t page_bytes = l->table ? GROUP_BYTES : k->kv_page_granularity(l->device);
     const kernels_kv kv = {.mapping = l->table ? KERNELS_TABLE : KERNELS_VMM,

@@ -3,8 +3,8 @@
  * the product and of the number of rows says. Where plans come from: tune.c.
  *
  * A bias comes as float. cuda_small_gemm and the residual stream's epilogue take it like that; the epilogue of activations wants
- * activations, so it is converted on the way, into memory that the weight has for that. Where an algorithm has no such epilogue,
- * the bias is added behind it.
+ * activations, so it is converted once, when the product is prepared, into memory that the weight has for that. Where that was
+ * not done, or an algorithm has no such epilogue, the bias is added behind it.
  */
 #include "kernels/cuda/device.h"
 
@@ -196,32 +196,32 @@ static gemm_bias find_bias(kernels_device *device, gemm_shape *shape, gemm_kind 
                                                                                       : GEMM_BIAS_SEPARATE;
 }
 
+/* The bias as the product's epilogue takes it; NULL: there is none, or it can't. */
+static const void *epilogue_bias(kernels_device *device, const kernels_weight *weight, gemm_kind kind, gemm_plan *plan,
+                                 const float *bias, uint32_t n_rows) {
+    const void *as = kind != GEMM_ACT ? (const void *)bias : bias == weight->float_bias ? weight->bias : NULL;
+    if (bias == NULL || as == NULL) {
+        return NULL;
+    }
+    if (plan->bias == GEMM_BIAS_UNKNOWN) {
+        plan->bias = find_bias(device, weight->shape, kind, plan, n_rows, as);
+    }
+    return plan->bias == GEMM_BIAS_EPILOGUE ? as : NULL;
+}
+
 static perch_status queue_lt(kernels_device *device, const kernels_weight *weight, gemm_kind kind, gemm_plan *plan,
                              const float *bias, const void *x, uint32_t n_rows, void *y, perch_error *err) {
     gemm_shape *shape = weight->shape;
-    const void *epilogue_bias = bias == NULL ? NULL : kind == GEMM_ACT ? (const void *)weight->bias : bias;
-    cudaError_t e = cudaSuccess;
-    if (bias != NULL && plan->bias == GEMM_BIAS_UNKNOWN) {
-        plan->bias = find_bias(device, shape, kind, plan, n_rows, epilogue_bias);
-    }
-    bool separate = bias != NULL && plan->bias == GEMM_BIAS_SEPARATE;
-    if (separate) {
-        epilogue_bias = NULL;
-    } else if (epilogue_bias == weight->bias) {
-        CUDA_QUEUE(device, e, cuda_convert(stream, KERNELS_F32, bias, device->dtype, shape->n_out, weight->bias));
-    }
-    perch_status status = cuda_check(device, e, "converting a bias", err);
-    if (status == PERCH_OK) {
-        cublasStatus_t lt = cuda_gemm_multiply(device, device->compute, shape, kind, &plan->algo, weight->data, x,
-                                               n_rows, epilogue_bias, y);
-        status = cuda_check_lt(device, lt, "a matrix product", err);
-    }
+    const void *fused = epilogue_bias(device, weight, kind, plan, bias, n_rows);
+    cublasStatus_t lt =
+        cuda_gemm_multiply(device, device->compute, shape, kind, &plan->algo, weight->data, x, n_rows, fused, y);
+    perch_status status = cuda_check_lt(device, lt, "a matrix product", err);
     if (status == PERCH_OK && device->recorder.on && !device->recorder.failed) {
-        device->recorder.failed =
-            cuda_gemm_multiply(device, device->recorder.stream, shape, kind, &plan->algo, weight->data, x, n_rows,
-                               epilogue_bias, y) != CUBLAS_STATUS_SUCCESS;
+        device->recorder.failed = cuda_gemm_multiply(device, device->recorder.stream, shape, kind, &plan->algo,
+                                                     weight->data, x, n_rows, fused, y) != CUBLAS_STATUS_SUCCESS;
     }
-    if (status == PERCH_OK && separate) {
+    if (status == PERCH_OK && bias != NULL && fused == NULL) {
+        cudaError_t e;
         CUDA_QUEUE(device, e, cuda_add_bias(stream, device->dtype, bias, n_rows, shape->n_out, y, kind != GEMM_ACT));
         status = cuda_check(device, e, "adding a bias", err);
     }
@@ -239,6 +239,10 @@ static perch_status queue_product(kernels_device *device, const kernels_weight *
         return err_set(err, PERCH_E_UNSUPPORTED, "a matrix product of %u rows; %u are the most", n_rows, GEMM_MAX_ROWS);
     }
     gemm_plan *plan = &shape->plans[kind][device->deterministic ? 0 : cuda_gemm_bucket(n_rows)];
+    if (plan->path == GEMM_UNKNOWN && device->reserved && (device->deterministic || !shape->is_to_come[kind])) {
+        return err_set(err, PERCH_E_INVALID, "a product of kind %d by a weight of %u x %u that was not prepared",
+                       (int)kind, shape->n_out, shape->n_in);
+    }
     if (plan->path == GEMM_UNKNOWN) {
         status = cuda_tune_guess(device, shape, kind, n_rows, err);
     }
@@ -250,6 +254,22 @@ static perch_status queue_product(kernels_device *device, const kernels_weight *
                cuda_small_gemm(stream, device->dtype, weight->data, shape->n_out, shape->n_in, x, n_rows, bias,
                                kind == GEMM_ADD, y, kind != GEMM_ACT));
     return cuda_check(device, e, "a matrix product of few rows", err);
+}
+
+perch_status cuda_prepare(kernels_device *device, kernels_weight *weight, kernels_product product, const float *bias,
+                          perch_error *err) {
+    perch_status status = cuda_enter(device, err);
+    if (status == PERCH_OK && device->reserved) {
+        return err_set(err, PERCH_E_INVALID, "GPU %d is reserved: it is too late to prepare products", device->ordinal);
+    }
+    if (status == PERCH_OK && bias != NULL && product == KERNELS_PRODUCT_ACT) {
+        status = cuda_check(
+            device, cuda_convert(device->compute, KERNELS_F32, bias, device->dtype, weight->shape->n_out, weight->bias),
+            "converting a bias", err);
+        weight->float_bias = bias;
+    }
+    weight->shape->is_to_come[product] = true;
+    return status;
 }
 
 perch_status cuda_linear(kernels_device *device, const kernels_weight *weight, const float *bias, const void *x,

@@ -6,6 +6,7 @@
 
 #include <dirent.h>
 #include <math.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -63,6 +64,11 @@ static void operands_close(kernels_device *device, operands *o) {
     free(o->x);
     free(o->bias);
     free(o->y0);
+}
+
+static void prepare(kernels_device *device, const operands *o, gemm_kind kind) {
+    const float *bias = kind == GEMM_F32 ? NULL : o->bias_on;
+    CHECK_OK(cuda()->async->prepare(device, o->weight, (kernels_product)kind, bias, ERR));
 }
 
 /* One product of the first n rows; its result as float. */
@@ -132,6 +138,9 @@ static void products_are_right(void) {
             uint32_t n_out = 1 + (uint32_t)test_rng_below(&rng, 70),
                      n_in = 8 * (1 + (uint32_t)test_rng_below(&rng, 12));
             operands o = operands_open(device, &rng, config.dtype, n_out, n_in, 40);
+            if (shape % 2 == 0) { /* else the bias comes behind the product */
+                prepare(device, &o, GEMM_ACT);
+            }
             float *y = malloc((size_t)40 * n_out * sizeof *y);
             for (size_t i = 0; i < sizeof row_counts / sizeof row_counts[0]; i++) {
                 for (int kind = 0; kind < GEMM_KINDS; kind++) {
@@ -229,6 +238,9 @@ static void deterministic_rows_do_not_know_one_another(void) {
         operands o = operands_open(device, &rng, config.dtype, n_out, n_in, 40);
         const size_t row_bytes = n_out * sizeof(float);
         float *all = malloc(40 * row_bytes), *some = malloc(40 * row_bytes);
+        for (int kind = 0; kind < GEMM_KINDS && round < 2; kind++) {
+            prepare(device, &o, (gemm_kind)kind);
+        }
         if (round < 2) {
             CHECK_OK(cuda()->async->reserve(device, &limits, ERR));
         }
@@ -262,6 +274,7 @@ static void what_is_timed_is_tried_out_as_well(void) {
         operands o = operands_open(device, &rng, config.dtype, 1032, 256, 26);
         const size_t row_bytes = o.n_out * sizeof(float);
         float *all = malloc(26 * row_bytes), *one = malloc(row_bytes);
+        prepare(device, &o, GEMM_ACT);
         CHECK_OK(cuda()->async->reserve(device, &some, ERR));
         product(device, &o, GEMM_ACT, false, 26, all);
         product(device, &o, GEMM_ACT, false, 1, one);
@@ -301,6 +314,7 @@ static uint64_t reserve_large(bool deterministic, const char *cache_dir, float *
         return 0;
     }
     operands o = operands_open(device, &rng, KERNELS_BF16, 512, 512, 2);
+    prepare(device, &o, GEMM_ACT);
     CHECK_OK(cuda()->async->reserve(device, &few, ERR));
 #ifdef PERCH_EMULATED
     n_products = emulation_calls("cublasLtMatmul") + emulation_calls("cudaLaunchKernel");
@@ -376,6 +390,63 @@ static void plans_are_kept_in_a_file(void) {
     free(again);
 }
 
+#define N_SAVERS 3u
+#define N_SAVES 15u
+
+typedef struct saver {
+    cuda_gemm gemm; /* of which nothing but the records and their file is used */
+    uint32_t number;
+    bool failed;
+} saver;
+
+static void *save_some(void *context) {
+    saver *s = context;
+    for (uint32_t i = 0; i < N_SAVES && !s->failed; i++) {
+        const gemm_record record = {.n_out = s->number + 1, .n_in = i + 1, .dtype = KERNELS_BF16, .path = GEMM_SMALL};
+        s->failed = cuda_records_put(&s->gemm.records, &record, NULL) != PERCH_OK;
+        cuda_records_save(&s->gemm);
+    }
+    return NULL;
+}
+
+/* Engines that start side by side and have each found out something else: the file has all of it. */
+static void what_others_have_found_out_stays_in_the_file(void) {
+    static saver savers[N_SAVERS];
+    pthread_t threads[N_SAVERS];
+    char parent[32] = "/tmp/perch-gemm-XXXXXX", name[300];
+    const kernels_config config = {.dtype = KERNELS_BF16, .cache_dir = parent};
+    CU_ASSERT_FATAL(mkdtemp(parent) != NULL);
+    testing_reset(1);
+    kernels_device *device = testing_open(&config);
+    if (device == NULL) {
+        rmdir(parent);
+        return;
+    }
+    CHECK_MSG(strstr(device->gemm.key, " SMs | ") != NULL, "%s", device->gemm.key);
+    for (uint32_t i = 0; i < N_SAVERS; i++) {
+        savers[i] = (saver){.number = i, .gemm = {.path = strdup(device->gemm.path)}};
+        memcpy(savers[i].gemm.key, device->gemm.key, sizeof device->gemm.key);
+        CU_ASSERT_FATAL(pthread_create(&threads[i], NULL, save_some, &savers[i]) == 0);
+    }
+    for (uint32_t i = 0; i < N_SAVERS; i++) {
+        pthread_join(threads[i], NULL);
+        CU_ASSERT(!savers[i].failed);
+        cuda_records_close(&savers[i].gemm);
+    }
+    testing_close(device);
+    device = testing_open(&config);
+    CHECK_MSG(device->gemm.records.n == N_SAVERS * N_SAVES, "%zu records", device->gemm.records.n);
+    for (uint32_t i = 0; i < N_SAVERS * N_SAVES; i++) {
+        const gemm_record like = {.n_out = i % N_SAVERS + 1, .n_in = i / N_SAVERS + 1, .dtype = KERNELS_BF16};
+        CU_ASSERT(cuda_records_find(&device->gemm.records, &like) != NULL);
+    }
+    testing_close(device);
+    snprintf(folder, sizeof folder, "%s", parent);
+    CU_ASSERT(files_in_folder(name, sizeof name) == 1);
+    unlink(name);
+    rmdir(parent);
+}
+
 /* Where the file can't be written nothing is wrong. */
 static void a_folder_that_cannot_be_had_is_no_error(void) {
     float *y = malloc(2 * 512 * sizeof *y);
@@ -396,6 +467,7 @@ static void reserve_gives_back_what_it_tried_with(void) {
             return;
         }
         operands o = operands_open(device, &rng, KERNELS_BF16, 600, 480, 1);
+        prepare(device, &o, GEMM_ADD);
         CHECK_OK(cuda()->free_bytes(device, &before, ERR));
         CHECK_OK(cuda()->async->reserve(device, &few, ERR));
         CHECK_OK(cuda()->free_bytes(device, &after, ERR));
@@ -408,12 +480,86 @@ static void reserve_gives_back_what_it_tried_with(void) {
     }
 }
 
+/* What was prepared is found out in reserve, whatever the shape looks like; what was not is refused, and not found out in a step. */
+static void steps_find_nothing_out(void) {
+    for (int deterministic = 0; deterministic < 2; deterministic++) {
+        const kernels_config config = {.dtype = KERNELS_BF16, .deterministic = deterministic};
+        test_rng rng = {5};
+        float *y = malloc((size_t)2 * 50 * sizeof *y);
+        testing_reset(1);
+        kernels_device *device = testing_open(&config);
+        if (device == NULL) {
+            free(y);
+            return;
+        }
+        operands o = operands_open(device, &rng, KERNELS_BF16, 50, 48, 2); /* as many rows as the vocabulary */
+        prepare(device, &o, GEMM_ACT);
+        prepare(device, &o, GEMM_ADD);
+        CHECK_OK(cuda()->async->reserve(device, &few, ERR));
+        CHECK_ERROR(cuda()->async->prepare(device, o.weight, KERNELS_PRODUCT_F32, NULL, ERR), PERCH_E_INVALID,
+                    "too late");
+#ifdef PERCH_EMULATED
+        const uint64_t mallocs = emulation_calls("cudaMalloc"), frees = emulation_calls("cudaFree"),
+                       asked = emulation_calls("cublasLtMatmulAlgoGetHeuristic");
+#endif
+        for (uint32_t n = 1; n <= 2; n++) {
+            product(device, &o, GEMM_ACT, true, n, y);
+            CU_ASSERT(worst(&o, GEMM_ACT, true, n, y) <= 1);
+            product(device, &o, GEMM_ADD, true, n, y);
+            CU_ASSERT(worst(&o, GEMM_ADD, true, n, y) <= 1);
+        }
+#ifdef PERCH_EMULATED
+        CU_ASSERT(emulation_calls("cudaMalloc") == mallocs && emulation_calls("cudaFree") == frees);
+        CU_ASSERT(!deterministic || emulation_calls("cublasLtMatmulAlgoGetHeuristic") == asked);
+#endif
+        CHECK_ERROR(cuda()->linear_f32(device, o.weight, o.x_on, 1, o.y_on, ERR), PERCH_E_INVALID, "not prepared");
+        free(y);
+        operands_close(device, &o);
+        testing_close(device);
+    }
+}
+
+/* A bias that was prepared costs a product no kernel of its own: not when it is first used, nor later. */
+static void a_bias_is_converted_once(void) {
+#ifdef PERCH_EMULATED
+    static const gemm_kind kinds[] = {GEMM_ACT, GEMM_ADD};
+    const kernels_config config = {.dtype = KERNELS_F16};
+    test_rng rng = {6};
+    float y[24 * 33];
+    testing_reset(1);
+    kernels_device *device = testing_open(&config);
+    CU_ASSERT_FATAL(device != NULL);
+    operands o = operands_open(device, &rng, KERNELS_F16, 33, 72, 24);
+    prepare(device, &o, GEMM_ACT);
+    prepare(device, &o, GEMM_ADD);
+    for (size_t i = 0; i < 6; i++) {
+        const gemm_kind kind = kinds[i % 2];
+        uint64_t launches[2];
+        for (int with_bias = 0; with_bias < 2; with_bias++) {
+            const uint64_t before = emulation_calls("cudaLaunchKernel");
+            product(device, &o, kind, with_bias, 24, y);
+            launches[with_bias] = emulation_calls("cudaLaunchKernel") - before;
+            CU_ASSERT(worst(&o, kind, with_bias, 24, y) <= 1);
+        }
+        CHECK_MSG(launches[0] == launches[1], "kind %d: %" PRIu64 " kernels with a bias, %" PRIu64 " without",
+                  (int)kind, launches[1], launches[0]);
+    }
+    operands_close(device, &o);
+    testing_close(device);
+#else
+    test_skip("counts calls of the emulation");
+#endif
+}
+
 int main(int argc, char **argv) {
     static const test_case tests[] = {
         {"products_are_right", products_are_right},
         {"rows_are_stored_as_they_are", rows_are_stored_as_they_are},
         {"deterministic_rows_do_not_know_one_another", deterministic_rows_do_not_know_one_another},
         {"what_is_timed_is_tried_out_as_well", what_is_timed_is_tried_out_as_well},
+        {"steps_find_nothing_out", steps_find_nothing_out},
+        {"a_bias_is_converted_once", a_bias_is_converted_once},
+        {"what_others_have_found_out_stays_in_the_file", what_others_have_found_out_stays_in_the_file},
         {"plans_are_kept_in_a_file", plans_are_kept_in_a_file},
         {"a_folder_that_cannot_be_had_is_no_error", a_folder_that_cannot_be_had_is_no_error},
         {"reserve_gives_back_what_it_tried_with", reserve_gives_back_what_it_tried_with},

@@ -70,6 +70,17 @@ perch_status cuda_run_rope_write(kernels_device *device, const kernels_batch *ba
     return cuda_check(device, e, "rope_write", err);
 }
 
+/* The narrowest plan that has all that such a layer sees. */
+static const cuda_pass_plan *find_plan(const cuda_pass *pass, uint32_t window) {
+    for (uint32_t i = pass->n_plans; i-- > 0;) {
+        const cuda_pass_plan *plan = &pass->plans[i];
+        if (plan->window == 0 || (window != 0 && window <= plan->window)) {
+            return plan;
+        }
+    }
+    return NULL;
+}
+
 perch_status cuda_run_attention(kernels_device *device, const kernels_batch *batch, const kernels_attention *attention,
                                 const void *qkv, void *out, perch_error *err) {
     (void)batch;
@@ -78,10 +89,17 @@ perch_status cuda_run_attention(kernels_device *device, const kernels_batch *bat
         return status;
     }
     const cuda_pass *pass = &device->pass;
+    const cuda_pass_plan *plan = find_plan(pass, attention->window);
+    if (plan == NULL) {
+        return err_set(err, PERCH_E_INVALID, "attention with a window of %u; reserved are windows of up to %u",
+                       attention->window, device->limits.window);
+    }
+    cuda_batch planned = pass->batch;
+    planned.counts = plan->counts;
     cudaError_t e;
     CUDA_QUEUE(device, e,
-               cuda_attention(stream, device->dtype, &pass->batch, pass->max_row_tokens, attention, qkv, out,
-                              pass->attend, pass->max_attend, pass->merge, pass->max_merge, device->partials));
+               cuda_attention(stream, device->dtype, &planned, pass->max_row_tokens, attention, qkv, out, plan->attend,
+                              plan->max_attend, plan->merge, plan->max_merge, device->partials));
     return cuda_check(device, e, "attention", err);
 }
 

@@ -35,6 +35,14 @@ kernels_limits cuda_graph_limits(const kernels_limits *limits, uint32_t n_rows) 
     return graph;
 }
 
+uint32_t cuda_plans(const kernels_limits *limits) { return limits->window != 0 && limits->some_have_none ? 2 : 1; }
+
+kernels_limits cuda_plan_limits(const kernels_limits *limits, uint32_t i) {
+    kernels_limits plan = *limits;
+    plan.window = i + 1 == cuda_plans(limits) ? limits->window : 0;
+    return plan;
+}
+
 /* Where the next array of n elements begins, and *at behind it. */
 static size_t place(size_t *at, size_t n, size_t element_bytes) {
     size_t begin = *at;
@@ -43,7 +51,10 @@ static size_t place(size_t *at, size_t n, size_t element_bytes) {
 }
 
 void cuda_lane_layout(const lane_room *room, lane_layout *out) {
-    size_t at = cuda_align(sizeof(cuda_counts));
+    size_t at = 0;
+    for (uint32_t i = 0; i < CUDA_MAX_PLANS; i++) {
+        out->counts[i] = place(&at, 1, sizeof(cuda_counts));
+    }
     out->tokens = place(&at, room->tokens, sizeof(int32_t));
     out->token_from = place(&at, room->tokens, sizeof(uint32_t));
     out->positions = place(&at, room->tokens, sizeof(uint32_t));
@@ -51,8 +62,10 @@ void cuda_lane_layout(const lane_room *room, lane_layout *out) {
     out->rows = place(&at, room->rows, sizeof(kernels_row));
     out->row_slot = place(&at, room->rows, sizeof(uint32_t));
     out->logit_tokens = place(&at, room->logits, sizeof(uint32_t));
-    out->attend = place(&at, room->attend, sizeof(cuda_attend_work));
-    out->merge = place(&at, room->merge, sizeof(cuda_merge_work));
+    for (uint32_t i = 0; i < CUDA_MAX_PLANS; i++) {
+        out->attend[i] = place(&at, room->attend[i], sizeof(cuda_attend_work));
+        out->merge[i] = place(&at, room->merge[i], sizeof(cuda_merge_work));
+    }
     out->bytes = at;
 }
 
@@ -65,15 +78,19 @@ typedef struct sizes {
 
 /* Makes room for passes of one kind: such limits, so many rows of tokens and logits. */
 static void add_pass(const kernels_device *device, const kernels_limits *limits, uint32_t n_logits, sizes *out) {
-    cuda_attention_sizes attention;
+    lane_room room = {.tokens = limits->max_step_tokens, .rows = limits->max_batch_size, .logits = n_logits};
     lane_layout layout;
-    cuda_attention_sizes_get(limits, device->n_processors, &attention);
-    const lane_room room = {limits->max_step_tokens, limits->max_batch_size, n_logits, attention.max_attend,
-                            attention.max_merge};
+    for (uint32_t i = 0; i < cuda_plans(limits); i++) {
+        const kernels_limits plan = cuda_plan_limits(limits, i);
+        cuda_attention_sizes attention;
+        cuda_attention_sizes_get(&plan, device->n_processors, &attention);
+        room.attend[i] = attention.max_attend;
+        room.merge[i] = attention.max_merge;
+        out->partials = attention.partial_bytes > out->partials ? attention.partial_bytes : out->partials;
+        out->max_merge = attention.max_merge > out->max_merge ? attention.max_merge : out->max_merge;
+    }
     cuda_lane_layout(&room, &layout);
     out->block = layout.bytes > out->block ? layout.bytes : out->block;
-    out->partials = attention.partial_bytes > out->partials ? attention.partial_bytes : out->partials;
-    out->max_merge = attention.max_merge > out->max_merge ? attention.max_merge : out->max_merge;
 }
 
 static void compute_sizes(const kernels_device *device, const kernels_limits *limits, sizes *out) {

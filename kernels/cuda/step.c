@@ -92,50 +92,67 @@ static uint32_t max_row_tokens(const kernels_batch *batch) {
 }
 
 /*
- * The batch and the plan of its attention in the lane's host block. pass: the sizes it is queued with; those of a graph fix where
+ * Makes plan i of the batch's attention in the lane's host block, and lays out what comes behind it. For a graph everything lies
+ * where the largest plan leaves room for it. Returns the plan's end.
+ */
+static size_t fill_plan(kernels_device *device, cuda_lane *lane, const kernels_batch *batch, bool is_graph,
+                        const kernels_limits *limits, uint32_t i, lane_room *room, lane_layout *at) {
+    const kernels_limits plan = cuda_plan_limits(limits, i);
+    cuda_counts counts = {.n_tokens = batch->n_tokens, .n_rows = batch->n_rows, .n_logits = batch->n_logits};
+    uint8_t *host = lane->host_block, *block = lane->block;
+    cuda_attention_plan(&plan, device->n_processors, batch, (cuda_attend_work *)(void *)(host + at->attend[i]),
+                        &counts.n_attend, device->merge, &counts.n_merge);
+    room->attend[i] = counts.n_attend;
+    room->merge[i] = counts.n_merge;
+    if (is_graph) {
+        cuda_attention_sizes most;
+        cuda_attention_sizes_get(&plan, device->n_processors, &most);
+        room->attend[i] = most.max_attend;
+        room->merge[i] = most.max_merge;
+    }
+    cuda_lane_layout(room, at); /* what lies before this plan's merges has not moved */
+    memcpy(host + at->merge[i], device->merge, counts.n_merge * sizeof *device->merge);
+    memcpy(host + at->counts[i], &counts, sizeof counts);
+    device->pass.plans[i] = (cuda_pass_plan){.window = plan.window,
+                                             .counts = (cuda_counts *)(void *)(block + at->counts[i]),
+                                             .attend = (const cuda_attend_work *)(void *)(block + at->attend[i]),
+                                             .merge = (const cuda_merge_work *)(void *)(block + at->merge[i]),
+                                             .max_attend = room->attend[i],
+                                             .max_merge = room->merge[i]};
+    return at->merge[i] + counts.n_merge * sizeof *device->merge;
+}
+
+/*
+ * The batch and the plans of its attention in the lane's host block. size: what the pass is queued with; that of a graph fixes where
  * everything lies, else it lies as close as it can. Returns the bytes that matter.
  */
 static size_t fill_block(kernels_device *device, cuda_lane *lane, const kernels_batch *batch, bool is_graph,
                          const kernels_pass *size) {
     const kernels_limits limits = is_graph ? cuda_graph_limits(&device->limits, size->n_tokens) : device->limits;
-    cuda_pass *pass = &device->pass;
+    const uint32_t n_plans = cuda_plans(&limits);
+    lane_room room = {
+        .tokens = size->n_tokens, .rows = is_graph ? size->n_tokens : batch->n_rows, .logits = size->n_logits};
     lane_layout at;
-    lane_room room = {size->n_tokens, is_graph ? size->n_tokens : batch->n_rows, size->n_logits, 0, 0};
-    cuda_counts counts = {.n_tokens = batch->n_tokens, .n_rows = batch->n_rows, .n_logits = batch->n_logits};
+    uint8_t *block = lane->block;
     cuda_lane_layout(&room, &at);
     fill_arrays(batch, &at, lane->host_block);
-    cuda_attention_plan(&limits, device->n_processors, batch,
-                        (cuda_attend_work *)(void *)(lane->host_block + at.attend), &counts.n_attend, device->merge,
-                        &counts.n_merge);
-    room.attend = counts.n_attend;
-    room.merge = counts.n_merge;
-    if (is_graph) {
-        cuda_attention_sizes most;
-        cuda_attention_sizes_get(&limits, device->n_processors, &most);
-        room.attend = most.max_attend;
-        room.merge = most.max_merge;
+    device->pass = (cuda_pass){.n_tokens = size->n_tokens,
+                               .n_logits = size->n_logits,
+                               .max_row_tokens = max_row_tokens(batch),
+                               .batch = {.counts = (cuda_counts *)(void *)(block + at.counts[0]),
+                                         .tokens = (int32_t *)(void *)(block + at.tokens),
+                                         .token_from = (const uint32_t *)(void *)(block + at.token_from),
+                                         .positions = (const uint32_t *)(void *)(block + at.positions),
+                                         .token_row = (const uint32_t *)(void *)(block + at.token_row),
+                                         .rows = (const kernels_row *)(void *)(block + at.rows),
+                                         .row_slot = (const uint32_t *)(void *)(block + at.row_slot),
+                                         .logit_tokens = (const uint32_t *)(void *)(block + at.logit_tokens)},
+                               .n_plans = n_plans};
+    size_t end = 0;
+    for (uint32_t i = 0; i < n_plans; i++) {
+        end = fill_plan(device, lane, batch, is_graph, &limits, i, &room, &at);
     }
-    cuda_lane_layout(&room, &at); /* what lies before the attention's has not moved */
-    memcpy(lane->host_block + at.merge, device->merge, counts.n_merge * sizeof *device->merge);
-    memcpy(lane->host_block, &counts, sizeof counts);
-
-    uint8_t *block = lane->block;
-    *pass = (cuda_pass){.n_tokens = size->n_tokens,
-                        .n_logits = size->n_logits,
-                        .max_row_tokens = max_row_tokens(batch),
-                        .batch = {.counts = (cuda_counts *)(void *)block,
-                                  .tokens = (int32_t *)(void *)(block + at.tokens),
-                                  .token_from = (const uint32_t *)(void *)(block + at.token_from),
-                                  .positions = (const uint32_t *)(void *)(block + at.positions),
-                                  .token_row = (const uint32_t *)(void *)(block + at.token_row),
-                                  .rows = (const kernels_row *)(void *)(block + at.rows),
-                                  .row_slot = (const uint32_t *)(void *)(block + at.row_slot),
-                                  .logit_tokens = (const uint32_t *)(void *)(block + at.logit_tokens)},
-                        .attend = (const cuda_attend_work *)(void *)(block + at.attend),
-                        .merge = (const cuda_merge_work *)(void *)(block + at.merge),
-                        .max_attend = room.attend,
-                        .max_merge = room.merge};
-    return at.merge + counts.n_merge * sizeof *device->merge;
+    return end;
 }
 
 /* Queues a copy to the device beside what computes, and has what is computed next wait for it. */

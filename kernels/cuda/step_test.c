@@ -18,8 +18,9 @@ enum {
     SLOTS = 3,
     SESSION = 640,
     MAX_STEP = 24,
-    CHUNK = 17, /* of a prompt in one step */
-    LONG = 530, /* a prompt over several of attention's chunks, whose results are merged */
+    CHUNK = 17,   /* of a prompt in one step */
+    WINDOW = 300, /* of the second layer: in the middle of the long prompt's */
+    LONG = 530,   /* a prompt over several of attention's chunks, whose results are merged */
     QKV = (HEADS + 2 * KV_HEADS) * DIM,
     GROUP_BYTES = LAYERS * KV_HEADS * 2 * 16 * DIM * 2,
     N_SEQUENCES = 7,
@@ -33,6 +34,8 @@ static const kernels_limits limits = {
     .vocab_size = VOCAB,
     .session_len = SESSION,
     .n_heads = HEADS,
+    .window = WINDOW,
+    .some_have_none = true,
     .layout = {
         .n_layers = LAYERS, .n_kv_heads = KV_HEADS, .head_dim = DIM, .element_bytes = 2, .group_bytes = GROUP_BYTES}};
 
@@ -66,6 +69,17 @@ static void *buffer(kernels_device *device, size_t n_floats, const float *values
     return data;
 }
 
+static void prepare(model *m) {
+    const kernels_async *async = cuda()->async;
+    CHECK_OK(async->prepare(m->device, m->embedding, KERNELS_PRODUCT_F32, NULL, ERR));
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        CHECK_OK(async->prepare(m->device, m->qkv[l], KERNELS_PRODUCT_ACT, m->bias, ERR));
+        CHECK_OK(async->prepare(m->device, m->output[l], KERNELS_PRODUCT_ADD, NULL, ERR));
+        CHECK_OK(async->prepare(m->device, m->gate_up[l], KERNELS_PRODUCT_ACT, NULL, ERR));
+        CHECK_OK(async->prepare(m->device, m->down[l], KERNELS_PRODUCT_ADD, NULL, ERR));
+    }
+}
+
 static void model_open(model *m, kernels_device *device) {
     test_rng rng = {42};
     static float rope[SESSION][DIM / 2][2];
@@ -93,6 +107,7 @@ static void model_open(model *m, kernels_device *device) {
     }
     m->gain = buffer(device, HIDDEN, gain);
     m->bias = buffer(device, QKV, bias);
+    prepare(m);
     m->rope = buffer(device, SESSION * DIM, &rope[0][0][0]);
     m->x = buffer(device, MAX_STEP * HIDDEN, NULL);
     m->normed = buffer(device, MAX_STEP * HIDDEN, NULL);
@@ -110,7 +125,7 @@ static void queue_pass(const model *m, const kernels_batch *batch, const kernels
     CHECK_OK(k->embed(d, m->embedding, batch, n, m->x, ERR));
     for (uint32_t l = 0; l < LAYERS; l++) {
         const kernels_attention attention = {
-            .layout = limits.layout, .layer = l, .n_heads = HEADS, .window = l == 0 ? 0 : 20, .scale = 0.25f};
+            .layout = limits.layout, .layer = l, .n_heads = HEADS, .window = l == 0 ? 0 : WINDOW, .scale = 0.25f};
         CHECK_OK(k->rmsnorm(d, m->x, m->gain, 1e-5f, n, HIDDEN, m->normed, ERR));
         CHECK_OK(k->linear(d, m->qkv[l], m->bias, m->normed, n, m->qkv_out, false, ERR));
         CHECK_OK(k->head_norm(d, m->qkv_out, n, QKV, 0, HEADS, DIM, m->gain, 1e-5f, ERR));

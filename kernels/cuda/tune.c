@@ -142,7 +142,7 @@ static gemm_record record_of(const kernels_device *device, const gemm_shape *sha
 static bool recall(kernels_device *device, gemm_shape *shape, gemm_kind kind, uint32_t n_rows, gemm_plan *plan) {
     const uint32_t tried = device->deterministic && n_rows > MAX_TIMED_ROWS ? MAX_TIMED_ROWS : n_rows;
     const gemm_record like = record_of(device, shape, kind, cuda_gemm_bucket(tried));
-    const gemm_record *found = cuda_records_find(&device->gemm, &like);
+    const gemm_record *found = cuda_records_find(&device->gemm.records, &like);
     if (found == NULL || (found->path == GEMM_SMALL ? !small_can(device, shape, n_rows)
                                                     : !fits(device, shape, kind, &found->algo, n_rows))) {
         return false;
@@ -214,7 +214,7 @@ static perch_status keep(kernels_device *device, const gemm_shape *shape, gemm_k
     gemm_record record = record_of(device, shape, kind, bucket);
     record.path = (uint8_t)plan->path;
     record.algo = plan->algo;
-    return cuda_records_put(&device->gemm, &record, err);
+    return cuda_records_put(&device->gemm.records, &record, err);
 }
 
 /* The fastest way for one bucket. */
@@ -358,16 +358,6 @@ static perch_status tune_deterministic(kernels_device *device, gemm_shape *shape
 
 /* --- plans */
 
-/* The residual stream's width: what the embedding's rows have. 0: no weight looks like one. */
-static uint32_t hidden_size(const kernels_device *device, uint32_t vocab_size) {
-    for (const gemm_shape *shape = device->gemm.shapes; shape != NULL; shape = shape->next) {
-        if (shape->n_out == vocab_size) {
-            return shape->n_in;
-        }
-    }
-    return 0;
-}
-
 static void bench_close(bench *b) {
     (void)cudaFree(b->x);
     (void)cudaFree(b->y);
@@ -481,14 +471,15 @@ perch_status cuda_tune_guess(kernels_device *device, gemm_shape *shape, gemm_kin
 }
 
 perch_status cuda_tune(kernels_device *device, const kernels_limits *limits, perch_error *err) {
-    const uint32_t hidden = hidden_size(device, limits->vocab_size);
     bool learned = false;
     perch_status status = PERCH_OK;
-    for (gemm_shape *shape = device->gemm.shapes; shape != NULL && status == PERCH_OK; shape = shape->next) {
-        const bool is_head = shape->n_out == limits->vocab_size;
-        const gemm_kind kind = is_head ? GEMM_F32 : shape->n_out == hidden ? GEMM_ADD : GEMM_ACT;
-        status =
-            tune_shape(device, shape, kind, is_head ? limits->max_logit_rows : limits->max_step_tokens, &learned, err);
+    for (gemm_shape *shape = device->gemm.shapes; shape != NULL; shape = shape->next) {
+        for (int kind = 0; kind < GEMM_KINDS && status == PERCH_OK; kind++) {
+            uint32_t most = kind == GEMM_F32 ? limits->max_logit_rows : limits->max_step_tokens;
+            if (shape->is_to_come[kind]) {
+                status = tune_shape(device, shape, (gemm_kind)kind, most, &learned, err);
+            }
+        }
     }
     if (status == PERCH_OK && learned) {
         cuda_records_save(&device->gemm);

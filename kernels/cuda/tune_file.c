@@ -1,22 +1,25 @@
 /*
  * The plans of matrix products in a file, so that they are timed once for a GPU, driver and cuBLASLt. Text, one file for each
- * such key:
+ * such key; the number of multiprocessors tells apart what has the same name and is cut to size:
  *
  *   perch gemm 1
- *   NVIDIA H200 | driver 13000 | cuBLASLt 130100
+ *   NVIDIA H200 | 132 SMs | driver 13000 | cuBLASLt 130100
  *   bf16 - 6144 4096 act 3 lt 0123456789abcdef … (eight words)
  *   bf16 - 6144 4096 act 0 small
  *
  * dtype, deterministic or -, n_out, n_in, kind, bucket, path, algorithm. An algorithm's words mean something to the same version of
- * cuBLASLt alone. A file that says anything else is as good as none; a new one takes its place at once (rename).
+ * cuBLASLt alone. A file that says anything else is as good as none; a new one takes its place at once (rename). Engines that start side
+ * by side share it: each adds to what the file has by then, one after the other (the folder is locked meanwhile).
  */
 #include "kernels/cuda/device.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -33,27 +36,30 @@ static bool same_key(const gemm_record *a, const gemm_record *b) {
            a->deterministic == b->deterministic && a->kind == b->kind;
 }
 
-const gemm_record *cuda_records_find(const cuda_gemm *gemm, const gemm_record *like) {
-    for (size_t i = 0; i < gemm->n_records; i++) {
-        if (same_key(&gemm->records[i], like)) {
-            return &gemm->records[i];
+static gemm_record *find_record(const gemm_records *records, const gemm_record *like) {
+    for (size_t i = 0; i < records->n; i++) {
+        if (same_key(&records->list[i], like)) {
+            return &records->list[i];
         }
     }
     return NULL;
 }
 
-perch_status cuda_records_put(cuda_gemm *gemm, const gemm_record *record, perch_error *err) {
-    for (size_t i = 0; i < gemm->n_records; i++) {
-        if (same_key(&gemm->records[i], record)) {
-            gemm->records[i] = *record;
-            return PERCH_OK;
-        }
+const gemm_record *cuda_records_find(const gemm_records *records, const gemm_record *like) {
+    return find_record(records, like);
+}
+
+perch_status cuda_records_put(gemm_records *records, const gemm_record *record, perch_error *err) {
+    gemm_record *found = find_record(records, record);
+    if (found != NULL) {
+        *found = *record;
+        return PERCH_OK;
     }
-    void *records = gemm->records;
-    perch_status status = array_reserve(&records, &gemm->records_cap, gemm->n_records + 1, sizeof *gemm->records, err);
-    gemm->records = records;
+    void *list = records->list;
+    perch_status status = array_reserve(&list, &records->cap, records->n + 1, sizeof *records->list, err);
+    records->list = list;
     if (status == PERCH_OK) {
-        gemm->records[gemm->n_records++] = *record;
+        records->list[records->n++] = *record;
     }
     return status;
 }
@@ -107,21 +113,30 @@ static bool line_is(const char *line, const char *text) {
     return strncmp(line, text, n) == 0 && (line[n] == '\n' || line[n] == '\0');
 }
 
-static perch_status read_records(cuda_gemm *gemm, FILE *file, perch_error *err) {
+static perch_status read_lines(const char *key, gemm_records *out, FILE *file, perch_error *err) {
     char line[512];
     perch_status status = PERCH_OK;
     bool valid = fgets(line, sizeof line, file) != NULL && line_is(line, TITLE) &&
-                 fgets(line, sizeof line, file) != NULL && line_is(line, gemm->key);
+                 fgets(line, sizeof line, file) != NULL && line_is(line, key);
     while (valid && status == PERCH_OK && fgets(line, sizeof line, file) != NULL) {
         gemm_record record;
-        valid = gemm->n_records < MAX_RECORDS && parse_record(line, &record);
+        valid = out->n < MAX_RECORDS && parse_record(line, &record);
         if (valid) {
-            status = cuda_records_put(gemm, &record, err);
+            status = cuda_records_put(out, &record, err);
         }
     }
-    if (!valid) {
-        gemm->n_records = 0;
+    out->n = valid ? out->n : 0;
+    return status;
+}
+
+/* What the file has now. */
+static perch_status read_records(const cuda_gemm *gemm, gemm_records *out, perch_error *err) {
+    FILE *file = fopen(gemm->path, "re");
+    if (file == NULL) {
+        return PERCH_OK;
     }
+    perch_status status = read_lines(gemm->key, out, file, err);
+    fclose(file);
     return status;
 }
 
@@ -144,23 +159,19 @@ perch_status cuda_records_open(kernels_device *device, const char *cache_dir, pe
     if (status != PERCH_OK) {
         return status;
     }
-    snprintf(gemm->key, sizeof gemm->key, "%s | driver %d | cuBLASLt %zu", device->name, driver, cublasLtGetVersion());
+    snprintf(gemm->key, sizeof gemm->key, "%s | %u SMs | driver %d | cuBLASLt %zu", device->name, device->n_processors,
+             driver, cublasLtGetVersion());
     size_t bytes = strlen(cache_dir) + 64;
     gemm->path = malloc(bytes);
     if (gemm->path == NULL) {
         return err_nomem(err, "the path of the matrix products' file");
     }
     snprintf(gemm->path, bytes, "%s/gemm-%016" PRIx64 ".txt", cache_dir, hash(gemm->key));
-    FILE *file = fopen(gemm->path, "re");
-    if (file != NULL) {
-        status = read_records(gemm, file, err);
-        fclose(file);
-    }
-    return status;
+    return read_records(gemm, &gemm->records, err);
 }
 
 void cuda_records_close(cuda_gemm *gemm) {
-    free(gemm->records);
+    free(gemm->records.list);
     free(gemm->path);
 }
 
@@ -185,29 +196,55 @@ static void make_folders(char *path) {
     }
 }
 
-void cuda_records_save(const cuda_gemm *gemm) {
-    if (gemm->path == NULL) {
-        return;
-    }
-    size_t bytes = strlen(gemm->path) + 32;
+static void write_file(const char *path, const char *key, const gemm_records *records) {
+    size_t bytes = strlen(path) + 32;
     char *temporary = malloc(bytes);
     if (temporary == NULL) {
         return;
     }
-    snprintf(temporary, bytes, "%s.%ld", gemm->path, (long)getpid());
+    snprintf(temporary, bytes, "%s.%ld", path, (long)getpid());
     (void)unlink(temporary); /* of a process of that number that ended in the middle */
-    make_folders(temporary);
     FILE *file = fopen(temporary, "wxe");
     if (file != NULL) {
-        fprintf(file, "%s\n%s\n", TITLE, gemm->key);
-        for (size_t i = 0; i < gemm->n_records; i++) {
-            write_record(&gemm->records[i], file);
+        fprintf(file, "%s\n%s\n", TITLE, key);
+        for (size_t i = 0; i < records->n; i++) {
+            write_record(&records->list[i], file);
         }
         bool written = fflush(file) == 0 && !ferror(file);
         written = fclose(file) == 0 && written;
-        if (!written || rename(temporary, gemm->path) != 0) {
+        if (!written || rename(temporary, path) != 0) {
             (void)unlink(temporary);
         }
     }
     free(temporary);
+}
+
+/* Its folder's lock, given back by close; -1: it can't be had, and then the last one who writes wins. */
+static int lock_folder(char *path) {
+    char *slash = strrchr(path, '/');
+    *slash = '\0';
+    int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    *slash = '/';
+    while (folder >= 0 && flock(folder, LOCK_EX) != 0 && errno == EINTR) {}
+    return folder;
+}
+
+void cuda_records_save(const cuda_gemm *gemm) {
+    gemm_records all = {0};
+    if (gemm->path == NULL) {
+        return;
+    }
+    make_folders(gemm->path);
+    int folder = lock_folder(gemm->path);
+    perch_status status = read_records(gemm, &all, NULL);
+    for (size_t i = 0; i < gemm->records.n && status == PERCH_OK; i++) {
+        status = cuda_records_put(&all, &gemm->records.list[i], NULL);
+    }
+    if (status == PERCH_OK) {
+        write_file(gemm->path, gemm->key, &all);
+    }
+    free(all.list);
+    if (folder >= 0) {
+        (void)close(folder);
+    }
 }

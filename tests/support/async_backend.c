@@ -8,7 +8,7 @@
  */
 #include "base/sampling_math.h"
 #include "engine/sampler.h"
-#include "kernels/kernels.h"
+#include "kernels/abi.h"
 
 #include <pthread.h>
 #include <stdio.h>

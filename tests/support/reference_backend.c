@@ -1,6 +1,8 @@
 /* reference_backend: every function of the kernels interface as the header's formula says it, in double. */
 #include "tests/support/reference_backend.h"
 
+#include "kernels/abi.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
