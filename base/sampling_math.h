@@ -20,7 +20,7 @@
 /* The weight of the likeliest token, so the resolution of all: below half of 2^-44 of it a token weighs nothing. */
 #define SAMPLING_ONE (UINT64_C(1) << 44)
 
-/* A row of so many tokens, each as likely as the likeliest, still adds up to 2^63 only. */
+/* A row of so many tokens, each as likely as the likeliest, still adds up to 2^63 only. Devices choose among no more. */
 #define SAMPLING_MAX_VOCAB (1u << 19)
 
 /* ------------------------------------------------- single operations */
@@ -117,6 +117,15 @@ SAMPLING_FN uint64_t sampling_weight(float logit, sampling_scale scale) {
     x = x > scale.least ? x : scale.least; /* also of NaN; e^-32 already rounds to nothing */
     /* Numbers from 2^52 on have no fraction: adding it rounds, and what was added up stands in the lowest bits. */
     return sampling_bits(SAMPLING_ADD(sampling_exp(x, 44), 0x1p52)) - sampling_bits(0x1p52);
+}
+
+/* By how many bits the weights of a row of more tokens than SAMPLING_MAX_VOCAB are shortened, so that they add up to no more. */
+SAMPLING_FN uint32_t sampling_shift(uint32_t vocab_size) {
+    uint32_t shift = 0;
+    while ((uint64_t)SAMPLING_MAX_VOCAB << shift < vocab_size) {
+        shift++;
+    }
+    return shift;
 }
 
 /* ----------------------------------------------------- shares of sums */

@@ -76,6 +76,9 @@ static void test_the_ends_of_weights(void) {
     CU_ASSERT_EQUAL(sampling_weight(-FLT_MAX, hottest), SAMPLING_ONE);
     CU_ASSERT_EQUAL(sampling_weight(-INFINITY, hottest), 0);
     CU_ASSERT_TRUE(SAMPLING_ONE * SAMPLING_MAX_VOCAB == UINT64_C(1) << 63);
+    CU_ASSERT_TRUE(sampling_shift(1) == 0 && sampling_shift(SAMPLING_MAX_VOCAB) == 0);
+    CU_ASSERT_TRUE(sampling_shift(SAMPLING_MAX_VOCAB + 1) == 1 && sampling_shift(1u << 24) == 5);
+    CU_ASSERT_TRUE(sampling_shift(UINT32_MAX) == 13);
 }
 
 static void test_shares(void) {

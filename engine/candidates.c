@@ -152,7 +152,7 @@ void candidates_top_k(candidates *c, uint32_t k) {
 void candidates_weigh(candidates *c, double inverse_temperature) {
     const sampling_scale scale = sampling_scale_of(largest(c->logit, c->n), inverse_temperature);
     for (uint32_t i = 0; i < c->n; i++) {
-        c->weight[i] = sampling_weight(c->logit[i], scale);
+        c->weight[i] = sampling_weight(c->logit[i], scale) >> c->shift;
     }
 }
 

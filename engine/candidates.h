@@ -15,6 +15,7 @@
 /* All arrays are the sampler's scratch, [vocab_size] but for one, of which the set uses the first n. n is never 0. */
 typedef struct candidates {
     uint32_t n;
+    uint32_t shift;    /* of weights, as the vocabulary's size has it (sampling_shift) */
     int32_t *id;       /* ascending */
     float *logit;      /* finite or +inf, never NaN */
     uint64_t *weight;  /* what candidates_weigh made of the logits */
@@ -27,7 +28,7 @@ typedef struct candidates {
 /* Keeps the k largest logits. Needs no weights; 0 < k. */
 void candidates_top_k(candidates *c, uint32_t k);
 
-/* weight = sampling_weight: the largest weighs SAMPLING_ONE. */
+/* weight = sampling_weight >> shift: the largest weighs SAMPLING_ONE >> shift. */
 void candidates_weigh(candidates *c, double inverse_temperature);
 
 /*

@@ -32,8 +32,8 @@ uint64_t sampler_bytes(uint32_t vocab_size) { return sizeof(sampler) + scratch_b
 
 perch_status sampler_create(uint32_t vocab_size, sampler **out, perch_error *err) {
     *out = NULL;
-    if (vocab_size == 0 || vocab_size > SAMPLING_MAX_VOCAB) {
-        return err_set(err, PERCH_E_INVALID, "vocab_size: %u is out of range 1..%u", vocab_size, SAMPLING_MAX_VOCAB);
+    if (vocab_size == 0 || vocab_size > INT32_MAX) {
+        return err_set(err, PERCH_E_INVALID, "vocab_size: %u is out of range 1..%d", vocab_size, INT32_MAX);
     }
     /* calloc: stamps begin as 0, which no pass has. */
     sampler *s = calloc(1, sizeof *s);
@@ -44,6 +44,7 @@ perch_status sampler_create(uint32_t vocab_size, sampler **out, perch_error *err
         return err_nomem(err, "the sampler");
     }
     s->vocab_size = vocab_size;
+    s->set.shift = sampling_shift(vocab_size);
     s->set.measure = (uint64_t *)(void *)scratch;
     s->set.weight = s->set.measure + CANDIDATES_BUCKETS;
     s->set.key = s->set.weight + vocab_size;
@@ -188,27 +189,29 @@ static int32_t choose(sampler *s, const sampler_input *in) {
 /* Of the model's own distribution: as if at temperature 1. */
 static uint64_t row_total(const float *logits, uint32_t n, float best) {
     const sampling_scale scale = sampling_scale_of(best, 1);
+    const uint32_t shift = sampling_shift(n);
     uint64_t total = 0;
     for (uint32_t i = 0; i < n; i++) {
-        total += sampling_weight(logits[i], scale);
+        total += sampling_weight(logits[i], scale) >> shift;
     }
     return total;
 }
 
 /* log p(token) = (logit - best) - log(total); equals of an infinite best are certain together. */
-static float row_logprob(float logit, float best, uint64_t total) {
+static float row_logprob(float logit, float best, uint64_t total, uint32_t shift) {
+    const uint64_t one = SAMPLING_ONE >> shift;
     if (isnan(logit) || logit == -INFINITY) {
         return -INFINITY;
     }
     /* total is at least the best one's weight. What is beyond it is small where a row is peaked, and then matters. */
-    double log_total = log1p((double)(total - SAMPLING_ONE) / (double)SAMPLING_ONE);
+    double log_total = log1p((double)(total - one) / (double)one);
     return (float)((logit == best ? 0.0 : (double)logit - (double)best) - log_total);
 }
 
 float sampler_logprob(const float *logits, uint32_t vocab_size, int32_t token) {
     float best = row_largest(logits, vocab_size);
     uint64_t total = best > -INFINITY ? row_total(logits, vocab_size, best) : 0;
-    return row_logprob(logits[token], best, total);
+    return row_logprob(logits[token], best, total, sampling_shift(vocab_size));
 }
 
 /* The n best of the row by insertion into a sorted list: n is at most 20; nearly all tokens fail the first test. */
@@ -231,7 +234,9 @@ static void top_logits(const float *logits, uint32_t vocab_size, uint32_t n, ker
     out->n_top = n;
 }
 
-perch_status sampler_report(const kernels_chosen *chosen, uint64_t position, sampler_output *out, perch_error *err) {
+/* shift: of the total. */
+static perch_status report(const kernels_chosen *chosen, uint64_t position, uint32_t shift, sampler_output *out,
+                           perch_error *err) {
     static_assert(SAMPLER_MAX_LOGPROBS == KERNELS_MAX_TOP, "what a choice tells is what a request may ask");
     if (chosen->token < 0) {
         return err_set(err, PERCH_E_INVALID,
@@ -239,13 +244,17 @@ perch_status sampler_report(const kernels_chosen *chosen, uint64_t position, sam
                        (unsigned long long)position);
     }
     out->token = chosen->token;
-    out->logprob = chosen->total > 0 ? row_logprob(chosen->logit, chosen->best, chosen->total) : 0;
+    out->logprob = chosen->total > 0 ? row_logprob(chosen->logit, chosen->best, chosen->total, shift) : 0;
     out->n_top = chosen->n_top;
     for (uint32_t i = 0; i < chosen->n_top; i++) {
         out->top[i].token = chosen->top_token[i];
-        out->top[i].logprob = row_logprob(chosen->top_logit[i], chosen->best, chosen->total);
+        out->top[i].logprob = row_logprob(chosen->top_logit[i], chosen->best, chosen->total, shift);
     }
     return PERCH_OK;
+}
+
+perch_status sampler_report(const kernels_chosen *chosen, uint64_t position, sampler_output *out, perch_error *err) {
+    return report(chosen, position, 0, out, err);
 }
 
 void sampler_choose(sampler *s, const sampler_input *in, kernels_chosen *out) {
@@ -264,5 +273,5 @@ void sampler_choose(sampler *s, const sampler_input *in, kernels_chosen *out) {
 perch_status sampler_sample(sampler *s, const sampler_input *in, sampler_output *out, perch_error *err) {
     kernels_chosen chosen;
     sampler_choose(s, in, &chosen);
-    return sampler_report(&chosen, in->n_tokens, out, err);
+    return report(&chosen, in->n_tokens, s->set.shift, out, err);
 }

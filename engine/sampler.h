@@ -49,7 +49,7 @@ perch_status sampler_sample(sampler *s, const sampler_input *in, sampler_output 
 
 /*
  * The same output from what a device chose for a row: log-probabilities computed as sampler_sample computes them. position: where the
- * token stands, for the error (E_INVALID) where none was left.
+ * token stands, for the error (E_INVALID) where none was left. Devices choose among at most SAMPLING_MAX_VOCAB tokens.
  */
 perch_status sampler_report(const kernels_chosen *chosen, uint64_t position, sampler_output *out, perch_error *err);
 

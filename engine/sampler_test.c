@@ -497,13 +497,44 @@ static void test_a_choice_depends_on_its_inputs_alone(void) {
     sampler_destroy(used);
 }
 
+/* More tokens than weights of full length would have room to add up: all alike, or a quarter of them likelier by e than the others. */
+static void test_vocabularies_beyond_the_weights(void) {
+    enum { VOCAB = 1 << 21, N = 64 };
+    float *logits = malloc(VOCAB * sizeof *logits);
+    sampler *s = NULL;
+    CU_ASSERT_FATAL(logits && sampler_create(VOCAB, &s, NULL) == PERCH_OK);
+    for (int kind = 0; kind < 2; kind++) {
+        for (uint32_t i = 0; i < VOCAB; i++) {
+            logits[i] = kind == 1 && i >= VOCAB / 2 && i < VOCAB / 4 * 3 ? 1 : 0;
+        }
+        double likelier = VOCAB / 4 * M_E, total = kind == 0 ? VOCAB : VOCAB / 4 * 3 + likelier;
+        uint32_t n_last_half = 0, n_likelier = 0;
+        CU_ASSERT_DOUBLE_EQUAL((double)sampler_logprob(logits, VOCAB, 7), -log(total), 1e-5);
+        for (uint32_t i = 0; i < N; i++) {
+            perch_sampling p = {.temperature = 1, .top_p = 1, .typical_p = 1, .repetition_penalty = 1, .seed = i};
+            p.top_p = kind == 1 && i >= N / 2 ? likelier / total * 0.99 : 1;
+            const sampler_input in = {.logits = logits, .sampling = &p, .n_tokens = i, .want_logprob = true};
+            sampler_output out;
+            CU_ASSERT_FATAL(sampler_sample(s, &in, &out, NULL) == PERCH_OK);
+            n_last_half += out.token >= VOCAB / 2;
+            n_likelier += logits[out.token] == 1;
+            CU_ASSERT_TRUE(p.top_p == 1 || logits[out.token] == 1);
+            CU_ASSERT_DOUBLE_EQUAL((double)out.logprob, (double)logits[out.token] - log(total), 1e-5);
+        }
+        CHECK_MSG(n_last_half > N / 4 && n_last_half < N, "kind %d: %u of %d in the last half, %u likelier", kind,
+                  n_last_half, N, n_likelier);
+    }
+    sampler_destroy(s);
+    free(logits);
+}
+
 static void test_create_refuses_no_vocabulary(void) {
     sampler *s;
     perch_error err;
     CU_ASSERT_EQUAL(sampler_create(0, &s, &err), PERCH_E_INVALID);
     CU_ASSERT_PTR_NULL(s);
-    CU_ASSERT_STRING_EQUAL(err.message, "vocab_size: 0 is out of range 1..524288");
-    CU_ASSERT_EQUAL(sampler_create(SAMPLING_MAX_VOCAB + 1, &s, &err), PERCH_E_INVALID);
+    CU_ASSERT_STRING_EQUAL(err.message, "vocab_size: 0 is out of range 1..2147483647");
+    CU_ASSERT_EQUAL(sampler_create((uint32_t)INT32_MAX + 1, &s, &err), PERCH_E_INVALID);
     CU_ASSERT_TRUE(sampler_bytes(128256) < 7u << 20);
     sampler_destroy(NULL);
 }
@@ -523,6 +554,7 @@ int main(int argc, char **argv) {
         {"logprobs_of_large_vocabularies", test_logprobs_of_large_vocabularies},
         {"logprobs_of_infinite_logits", test_logprobs_of_infinite_logits},
         {"a_choice_depends_on_its_inputs_alone", test_a_choice_depends_on_its_inputs_alone},
+        {"vocabularies_beyond_the_weights", test_vocabularies_beyond_the_weights},
         {"create_refuses_no_vocabulary", test_create_refuses_no_vocabulary},
     };
     return test_main("sampler", tests, sizeof tests / sizeof tests[0], argc, argv);

@@ -441,6 +441,8 @@ void cuda_lane_layout(const lane_room *room, lane_layout *out);
 uint32_t cuda_graph_rows(uint32_t n, uint32_t most);
 /* The most rows of such a pass. */
 uint32_t cuda_graph_most(const kernels_limits *limits);
+/* Whether tokens can be chosen on the device: not in larger vocabularies than its weights are made for. */
+bool cuda_chooses(const kernels_limits *limits);
 /* How many plans of attention passes have, and the limits to make plan i with: what has a window comes last. */
 uint32_t cuda_plans(const kernels_limits *limits);
 kernels_limits cuda_plan_limits(const kernels_limits *limits, uint32_t i);

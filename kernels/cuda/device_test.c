@@ -153,6 +153,33 @@ static void what_does_not_fit_is_told_with_figures(void) {
     testing_close(device);
 }
 
+/* A vocabulary larger than the device can choose among is no reason to refuse a model: the host chooses. */
+static void large_vocabularies_are_the_hosts(void) {
+    const perch_sampling greedy = {.top_p = 1, .typical_p = 1, .repetition_penalty = 1};
+    const kernels_choice choice = {.n_tokens = 1, .sampling = &greedy};
+    kernels_limits limits = {.max_step_tokens = 4,
+                             .max_batch_size = 2,
+                             .max_logit_rows = 2,
+                             .session_len = 64,
+                             .n_heads = 1,
+                             .layout = {.n_layers = 1, .n_kv_heads = 1, .head_dim = 16, .element_bytes = 2}};
+    uint64_t planned[2];
+    for (uint32_t larger = 0; larger < 2; larger++) {
+        testing_reset(1);
+        kernels_device *device = testing_open(&bf16);
+        if (device == NULL) {
+            return;
+        }
+        limits.vocab_size = (larger ? 1u << 24 : 1u << 19);
+        planned[larger] = cuda()->async->reserve_bytes(device, &limits);
+        CHECK_OK(cuda()->async->check(device, &limits, ERR));
+        CHECK_OK(cuda()->async->reserve(device, &limits, ERR));
+        CU_ASSERT(cuda()->async->can_choose(device, &choice) == !larger);
+        testing_close(device);
+    }
+    CU_ASSERT(planned[1] <= planned[0]); /* what is not done takes no memory */
+}
+
 static void close_frees_what_is_open(void) {
     testing_reset(1);
     kernels_device *device = testing_open(&bf16);
@@ -245,6 +272,7 @@ int main(int argc, char **argv) {
         {"bytes_come_back_as_they_went", bytes_come_back_as_they_went},
         {"staging_gives_nothing_out_twice", staging_gives_nothing_out_twice},
         {"what_does_not_fit_is_told_with_figures", what_does_not_fit_is_told_with_figures},
+        {"large_vocabularies_are_the_hosts", large_vocabularies_are_the_hosts},
         {"close_frees_what_is_open", close_frees_what_is_open},
 #ifdef PERCH_EMULATED
         {"drivers_that_do_not_do_are_told", drivers_that_do_not_do_are_told},

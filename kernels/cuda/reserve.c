@@ -6,6 +6,8 @@
 #include "kernels/cuda/choice.h"
 #include "kernels/cuda/device.h"
 
+#include "base/sampling_math.h"
+
 #include <stdlib.h>
 
 /*
@@ -34,6 +36,8 @@ kernels_limits cuda_graph_limits(const kernels_limits *limits, uint32_t n_rows) 
     graph.max_step_tokens = graph.max_batch_size = n_rows;
     return graph;
 }
+
+bool cuda_chooses(const kernels_limits *limits) { return limits->vocab_size <= SAMPLING_MAX_VOCAB; }
 
 uint32_t cuda_plans(const kernels_limits *limits) { return limits->window != 0 && limits->some_have_none ? 2 : 1; }
 
@@ -95,9 +99,10 @@ static void add_pass(const kernels_device *device, const kernels_limits *limits,
 
 static void compute_sizes(const kernels_device *device, const kernels_limits *limits, sizes *out) {
     const size_t n = limits->max_batch_size;
+    const uint32_t n_choices = cuda_chooses(limits) ? limits->max_batch_size : 0;
     *out = (sizes){.choices = cuda_align(n * sizeof(cuda_choice)) + cuda_align(n * CUDA_MAX_BANS * sizeof(int32_t)),
                    .chosen = cuda_align(n * sizeof(kernels_chosen)),
-                   .scratch = cuda_align(cuda_choose_scratch_bytes(limits->max_batch_size, limits->vocab_size)),
+                   .scratch = cuda_align(cuda_choose_scratch_bytes(n_choices, limits->vocab_size)),
                    .history = cuda_align(n * limits->session_len * sizeof(int32_t))};
     add_pass(device, limits, limits->max_logit_rows, out);
     for (uint32_t rows = 1, most = cuda_graph_most(limits); device->recorder.wanted;

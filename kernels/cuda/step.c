@@ -9,8 +9,6 @@
 #include "kernels/cuda/choice.h"
 #include "kernels/cuda/device.h"
 
-#include "base/sampling_math.h"
-
 #include <inttypes.h>
 #include <string.h>
 
@@ -260,7 +258,7 @@ perch_status cuda_history(kernels_device *device, uint32_t slot, uint32_t first,
 }
 
 bool cuda_device_can_choose(const kernels_device *device, const kernels_choice *choice) {
-    return device->reserved && device->limits.vocab_size <= SAMPLING_MAX_VOCAB && cuda_can_choose(choice);
+    return device->reserved && cuda_chooses(&device->limits) && cuda_can_choose(choice);
 }
 
 /* The choices and then their bans, in pinned memory. Returns the bytes, and where the bans begin. */
