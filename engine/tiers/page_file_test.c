@@ -137,9 +137,8 @@ static void a_file_of_another_model_is_refused_or_emptied(void) {
 }
 
 static void what_is_not_ours_is_never_touched(void) {
-    static const char *const contents[] = {"", "x",
-                                           "somebody's letters, which are longer than a header is, for the sake of "
-                                           "the test, and then some more of that"};
+    static const char letters[] = "somebody's letters, which are longer than a header is, for the sake of the test";
+    static const char *const contents[] = {"", "x", letters};
     page_file_config config = testing_config(1);
     page_file *file;
     config.recreate = true;

@@ -52,14 +52,16 @@ bool page_sync_all(int fd, int *error) {
 
 /* Takes n bytes off the front of a list of pieces. */
 static void advance(struct iovec **pieces, int *n_pieces, size_t n) {
-    while (*n_pieces > 0 && n >= (*pieces)->iov_len) {
-        n -= (*pieces)->iov_len;
-        (*pieces)++;
-        (*n_pieces)--;
-    }
-    if (n > 0) {
-        (*pieces)->iov_base = (uint8_t *)(*pieces)->iov_base + n;
-        (*pieces)->iov_len -= n;
+    while (n > 0 && *n_pieces > 0) {
+        struct iovec *first = *pieces;
+        const size_t some = n < first->iov_len ? n : first->iov_len;
+        first->iov_base = (uint8_t *)first->iov_base + some;
+        first->iov_len -= some;
+        n -= some;
+        if (first->iov_len == 0) {
+            (*pieces)++;
+            (*n_pieces)--;
+        }
     }
 }
 
