@@ -259,8 +259,8 @@ static void deterministic_rows_do_not_know_one_another(void) {
     }
 }
 
-/* So do those of a shape that is timed, where cuBLASLt offers algorithms that only look as if. */
-static void what_is_timed_is_tried_out_as_well(void) {
+/* So do those of a large weight, where cuBLASLt offers algorithms that only look as if. */
+static void large_weights_are_tried_out_as_well(void) {
     for (uint64_t seed = 1; seed <= 2; seed++) {
         const kernels_config config = {.dtype = KERNELS_BF16, .deterministic = true};
         kernels_limits some = few;
@@ -284,6 +284,33 @@ static void what_is_timed_is_tried_out_as_well(void) {
         operands_close(device, &o);
         testing_close(device);
     }
+}
+
+/* Another engine, whose steps have another size and whose clock runs differently, has the same bits. */
+static void steps_of_any_size_have_the_same_bits(void) {
+    const kernels_config config = {.dtype = KERNELS_BF16, .deterministic = true};
+    const uint32_t sizes[] = {2, 40, 200};
+    float rows[3][1032];
+    for (int i = 0; i < 3; i++) {
+        kernels_limits some = few;
+        test_rng rng = {5};
+        some.max_step_tokens = sizes[i];
+        testing_reset(5);
+        kernels_device *device = testing_open(&config);
+        if (device == NULL) {
+            return;
+        }
+        operands o = operands_open(device, &rng, config.dtype, 1032, 256, 2);
+        prepare(device, &o, GEMM_F32);
+        CHECK_OK(cuda()->async->reserve(device, &some, ERR));
+        product(device, &o, GEMM_F32, false, 1, rows[i]);
+#ifdef PERCH_EMULATED
+        CU_ASSERT_EQUAL(emulation_calls("cudaEventElapsedTime"), 0);
+#endif
+        operands_close(device, &o);
+        testing_close(device);
+    }
+    CU_ASSERT(memcmp(rows[0], rows[1], sizeof rows[0]) == 0 && memcmp(rows[0], rows[2], sizeof rows[0]) == 0);
 }
 
 static char folder[64];
@@ -354,7 +381,7 @@ static void plans_are_kept_in_a_file(void) {
     fclose(file);
     text[bytes] = '\0';
     CU_ASSERT(strstr(text, "bf16 - 512 512 act 1 ") != NULL &&
-              strstr(text, "bf16 det 512 512 act 1 lt ") /* tried with two rows */ != NULL);
+              strstr(text, "bf16 det 512 512 act 8 lt ") /* tried with up to 2^8 rows */ != NULL);
 
     /* What is no such file is as if it weren't there, and is replaced. */
     const char *const wrong[] = {"",
@@ -556,10 +583,11 @@ int main(int argc, char **argv) {
         {"products_are_right", products_are_right},
         {"rows_are_stored_as_they_are", rows_are_stored_as_they_are},
         {"deterministic_rows_do_not_know_one_another", deterministic_rows_do_not_know_one_another},
-        {"what_is_timed_is_tried_out_as_well", what_is_timed_is_tried_out_as_well},
         {"steps_find_nothing_out", steps_find_nothing_out},
         {"a_bias_is_converted_once", a_bias_is_converted_once},
         {"what_others_have_found_out_stays_in_the_file", what_others_have_found_out_stays_in_the_file},
+        {"large_weights_are_tried_out_as_well", large_weights_are_tried_out_as_well},
+        {"steps_of_any_size_have_the_same_bits", steps_of_any_size_have_the_same_bits},
         {"plans_are_kept_in_a_file", plans_are_kept_in_a_file},
         {"a_folder_that_cannot_be_had_is_no_error", a_folder_that_cannot_be_had_is_no_error},
         {"reserve_gives_back_what_it_tried_with", reserve_gives_back_what_it_tried_with},

@@ -4,7 +4,9 @@
  * cuda_small_gemm competes.
  *
  * Deterministic: a shape has one algorithm for every number of rows, none that splits the sum over n_in, and it is tried out
- * before it is trusted: equal rows must give equal bits wherever they stand and however many there are.
+ * before it is trusted: equal rows must give equal bits wherever they stand and however many there are. Which one it is
+ * is not a matter of time: another algorithm may give other bits, and a conversation is to go on with the same ones after a restart,
+ * in another engine, or on another GPU of the kind. So what counts is the order in which cuBLASLt offers them.
  */
 #include "kernels/cuda/device.h"
 
@@ -17,8 +19,8 @@
 /* Weights of fewer elements are read in no time, whatever the algorithm. */
 #define MIN_TIMED_ELEMENTS ((size_t)1 << 18)
 #define MAX_TIMED_ROWS 8192u
-/* Rows that a deterministic algorithm must do where no limits are known. */
-#define DEFAULT_ROWS 512u
+/* Rows that a deterministic algorithm must do at least: engines with smaller steps choose the same one. */
+#define DEFAULT_ROWS 256u
 
 typedef struct candidates {
     cublasLtMatmulAlgo_t algo[MAX_CANDIDATES];
@@ -69,8 +71,9 @@ static uint32_t next_rows(uint32_t n, uint32_t most) {
 
 /* The most rows that a deterministic algorithm has to do. */
 static uint32_t most_rows(const kernels_device *device, uint32_t n_rows) {
-    const uint32_t most = device->reserved ? device->limits.max_step_tokens : DEFAULT_ROWS;
-    return most > n_rows ? most : n_rows;
+    const uint32_t most = device->reserved ? device->limits.max_step_tokens : 0;
+    const uint32_t least = most > n_rows ? most : n_rows;
+    return 1u << cuda_gemm_bucket(least > DEFAULT_ROWS ? least : DEFAULT_ROWS);
 }
 
 static bool fits(kernels_device *device, gemm_shape *shape, gemm_kind kind, const cublasLtMatmulAlgo_t *algo,
@@ -290,66 +293,69 @@ static perch_status try_invariance(kernels_device *device, gemm_shape *shape, ge
     return status;
 }
 
-/* How slow an algorithm is over all numbers of rows, in times of the fastest of each; times: [MAX_CANDIDATES][n_sizes]. */
-static float slowness(const float *times, uint32_t candidate, uint32_t n_candidates, uint32_t n_sizes) {
-    float sum = 0;
-    for (uint32_t s = 0; s < n_sizes; s++) {
-        float best = times[s];
-        for (uint32_t c = 1; c < n_candidates; c++) {
-            best = times[c * n_sizes + s] < best ? times[c * n_sizes + s] : best;
-        }
-        sum += best > 0 ? times[candidate * n_sizes + s] / best : 1;
-    }
-    return sum;
-}
-
-static perch_status pick(kernels_device *device, gemm_shape *shape, gemm_kind kind, const candidates *c, const bench *b,
-                         uint32_t *out, perch_error *err) {
-    enum { SIZES = 5 };
-    static const uint32_t all_sizes[SIZES] = {1, 16, 64, 512, MAX_TIMED_ROWS};
-    float times[MAX_CANDIDATES * SIZES];
+/*
+ * What is offered for few rows and for many, in the order of how early it stands in cuBLASLt's own lists; an algorithm that a list
+ * lacks counts as if it stood behind its end.
+ */
+static perch_status ask_for_all(kernels_device *device, gemm_shape *shape, gemm_kind kind, candidates *out,
+                                perch_error *err) {
+    static const uint32_t sizes[] = {1, 16, 64, DEFAULT_ROWS};
+    const uint32_t n_sizes = sizeof sizes / sizeof sizes[0];
+    uint32_t rank[MAX_CANDIDATES];
     perch_status status = PERCH_OK;
-    *out = 0;
-    for (uint32_t i = 0; i < c->n && status == PERCH_OK; i++) {
-        for (uint32_t s = 0; s < SIZES && status == PERCH_OK; s++) {
-            uint32_t n_rows = all_sizes[s] < b->rows ? all_sizes[s] : b->rows;
-            status = time_products(device, shape, kind, &c->algo[i], n_rows, b, &times[i * SIZES + s], err);
+    out->n = 0;
+    for (uint32_t s = 0; s < n_sizes && status == PERCH_OK; s++) {
+        candidates offered = {.n = 0};
+        status = ask(device, shape, kind, sizes[s], &offered, err);
+        for (uint32_t i = 0; i < offered.n; i++) {
+            uint32_t at = 0;
+            while (at < out->n && memcmp(&out->algo[at], &offered.algo[i], sizeof *out->algo) != 0) {
+                at++;
+            }
+            if (at == out->n) {
+                out->algo[out->n++] = offered.algo[i];
+                rank[at] = n_sizes * ASKED;
+            }
+            rank[at] -= ASKED - i;
         }
     }
-    for (uint32_t i = 1; i < c->n && status == PERCH_OK; i++) {
-        *out = slowness(times, i, c->n, SIZES) < slowness(times, *out, c->n, SIZES) ? i : *out;
+    for (uint32_t i = 1; i < out->n; i++) { /* equal ranks stay as they are */
+        for (uint32_t k = i; k > 0 && rank[k] < rank[k - 1]; k--) {
+            const cublasLtMatmulAlgo_t algo = out->algo[k];
+            const uint32_t r = rank[k];
+            out->algo[k] = out->algo[k - 1];
+            rank[k] = rank[k - 1];
+            out->algo[k - 1] = algo;
+            rank[k - 1] = r;
+        }
     }
     return status;
 }
 
-/* The fastest over all of those that pass, or for small weights the first. */
+/* The first of those that pass. */
 static perch_status tune_deterministic(kernels_device *device, gemm_shape *shape, gemm_kind kind, const bench *b,
                                        perch_error *err) {
-    const bool is_small = (size_t)shape->n_out * shape->n_in < MIN_TIMED_ELEMENTS;
-    candidates offered = {.n = 0}, passed = {.n = 0};
+    candidates offered = {.n = 0};
+    bool invariant = false;
+    uint32_t i = 0;
     perch_status status = fill_rows(device, shape, b, err);
-    for (uint32_t n_rows = 1; n_rows <= b->rows && status == PERCH_OK; n_rows *= 8) {
-        status = ask(device, shape, kind, n_rows, &offered, err);
+    if (status == PERCH_OK) {
+        status = ask_for_all(device, shape, kind, &offered, err);
     }
-    for (uint32_t i = 0; i < offered.n && status == PERCH_OK && !(is_small && passed.n > 0); i++) {
-        bool invariant;
+    for (; i < offered.n && status == PERCH_OK; i++) {
         status = try_invariance(device, shape, kind, &offered.algo[i], b, &invariant, err);
-        if (status == PERCH_OK && invariant) {
-            passed.algo[passed.n++] = offered.algo[i];
+        if (invariant) {
+            break;
         }
     }
-    if (status == PERCH_OK && passed.n == 0) {
+    if (status == PERCH_OK && !invariant) {
         return err_set(err, PERCH_E_UNSUPPORTED,
                        "deterministic: of %u algorithms none gives a row the same bits among 1 and %u rows, for a "
                        "weight of %u x %u",
                        offered.n, b->rows, shape->n_out, shape->n_in);
     }
-    uint32_t best = 0;
-    if (status == PERCH_OK && !is_small) {
-        status = pick(device, shape, kind, &passed, b, &best, err);
-    }
     if (status == PERCH_OK) {
-        shape->plans[kind][0] = (gemm_plan){.path = GEMM_LT, .algo = passed.algo[best]};
+        shape->plans[kind][0] = (gemm_plan){.path = GEMM_LT, .algo = offered.algo[i]};
         /* The file has it for as many rows as it was tried with: a later start with more tries again. */
         status = keep(device, shape, kind, cuda_gemm_bucket(b->rows), &shape->plans[kind][0], err);
     }
@@ -413,7 +419,7 @@ static perch_status tune_shape(kernels_device *device, gemm_shape *shape, gemm_k
     }
     const uint32_t last = device->deterministic ? 0 : cuda_gemm_bucket(most);
     if (device->deterministic) {
-        most = 1u << cuda_gemm_bucket(most);
+        most = most_rows(device, most);
     }
     for (uint32_t bucket = 0; bucket <= last && status == PERCH_OK; bucket++) {
         const uint32_t n_rows = device->deterministic ? most : 1u << bucket;
@@ -448,8 +454,7 @@ perch_status cuda_tune_guess(kernels_device *device, gemm_shape *shape, gemm_kin
     candidates c = {.n = 0};
     bool learned = false;
     if (device->deterministic) { /* nothing is used that was not tried out, with up to MAX_TIMED_ROWS rows */
-        uint32_t most = most_rows(device, n_rows);
-        return tune_shape(device, shape, kind, most, &learned, err);
+        return tune_shape(device, shape, kind, n_rows, &learned, err);
     }
     if (recall(device, shape, kind, n_rows, plan)) {
         return PERCH_OK;
