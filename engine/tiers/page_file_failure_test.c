@@ -209,7 +209,7 @@ static void count(life *l, const page_result *results, size_t n) {
 /* Reads what is there; each page is what was written, or said not to be. */
 static void read_all(life *l, page_file *file) {
     page_request reads[N];
-    page_result results[N];
+    page_result results[N] = {{0}};
     uint32_t n = 0;
     page_record record;
     for (uint32_t i = 0; i < N; i++) {
