@@ -216,6 +216,7 @@ static perch_status make(const perch_options *o, const kernels_backend *backend,
     plan->weights_bytes = parts->model.weights_bytes;
     plan->workspace_bytes = parts->model.workspace_bytes;
     plan->reserve_bytes = backend->async ? backend->async->reserve_bytes(device, &parts->step) : 0;
+    plan->context_bytes = backend->async && backend->async->context_bytes ? backend->async->context_bytes(device) : 0;
     plan->host_bytes = parts->model.host_bytes + tokenizer_host_bytes + step_host_bytes(o, parts, config->vocab_size);
     model_kv_layout(config, dtype, &layout);
     status = plan_cache(o, backend, device, &layout, parts, plan, err);

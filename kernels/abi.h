@@ -62,9 +62,9 @@
           top_token, top_logit)
 #define ABI_KERNELS_PASS(h) ABI_3(ABI_SIZE(h, kernels_pass), kernels_pass, n_tokens, n_logits, replayed)
 #define ABI_KERNELS_ASYNC(h)                                                                                           \
-    ABI_3(ABI_8(ABI_SIZE(h, kernels_async), kernels_async, check, prepare, reserve_bytes, reserve, begin, end,         \
-                history, can_choose),                                                                                  \
-          kernels_async, choose, wait, failed_graphs)
+    ABI_4(ABI_8(ABI_SIZE(h, kernels_async), kernels_async, check, prepare, context_bytes, reserve_bytes, reserve,      \
+                begin, end, history),                                                                                  \
+          kernels_async, can_choose, choose, wait, failed_graphs)
 #define ABI_KERNELS_BACKEND(h)                                                                                         \
     ABI_4(ABI_8(ABI_8(ABI_8(ABI_8(ABI_SIZE(h, kernels_backend), kernels_backend, abi, name, async, open, close,        \
                                   describe, act_bytes, free_bytes),                                                    \

@@ -24,7 +24,10 @@ typedef struct frames_shape {
 static inline perch_status frames_plan(uint32_t n_pages, size_t page_bytes, uint32_t n_frames, frames_shape *out,
                                        perch_error *err) {
     uint64_t left = 0;
-    *out = (frames_shape){.n_pages = n_pages, .n_frames = n_frames, .page_bytes = page_bytes};
+    out->n_pages = n_pages;
+    out->n_frames = n_frames;
+    out->page_bytes = page_bytes;
+    out->frame_bytes = out->bytes = 0;
     if (n_frames == 0) {
         return err_set(err, PERCH_E_INVALID, "a host tier of 0 frames");
     }

@@ -194,6 +194,8 @@ typedef struct kernels_async {
      */
     perch_status (*prepare)(kernels_device *device, kernels_weight *weight, kernels_product product, const float *bias,
                             perch_error *err);
+    /* Device bytes that opening took, which free_bytes no longer counts: the driver's context and the like. 0: nobody knows. */
+    uint64_t (*context_bytes)(const kernels_device *device);
     /* Device bytes that `reserve` takes: batches, attention's partial results, choices and histories, graphs. */
     uint64_t (*reserve_bytes)(const kernels_device *device, const kernels_limits *limits);
     /* Once, before the first begin. E_NOMEM, E_UNSUPPORTED (a shape). */

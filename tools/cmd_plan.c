@@ -61,14 +61,16 @@ static perch_status print_plan(const perch_plan *plan) {
         {"KV of a group", plan->group_bytes, "16 tokens"},
         {"a page", plan->page_bytes, page},
         {"a full sequence", plan->sequence_bytes, sequence},
+        {"the driver's own", plan->context_bytes, "taken already, not of what is free"}, /* last: where it is known */
     };
+    const size_t n_rows = sizeof(rows) / sizeof(rows[0]) - (plan->context_bytes == 0);
     printf("%s, %u layers, hidden %u, %u heads, %u KV heads of %u, vocabulary %u, %llu parameters\n"
            "%s arithmetic on %s, KV memory by %s\n",
            plan->architecture, plan->n_layers, plan->hidden_size, plan->n_heads, plan->n_kv_heads, plan->head_dim,
            plan->vocab_size, (unsigned long long)plan->n_parameters, plan->dtype, plan->backend,
            plan->mapping == PERCH_MAPPING_TABLE ? "table" : "vmm");
     printf(plan->note[0] ? "no GPU: %s\n\n" : "%s\n", plan->note);
-    perch_status status = print_rows(rows, sizeof(rows) / sizeof(rows[0]));
+    perch_status status = print_rows(rows, n_rows);
     if (status == PERCH_OK) {
         printf("\n%llu tokens fit, %u full sequences of %u tokens; %u slots\n", (unsigned long long)plan->n_pool_tokens,
                plan->n_full_sequences, plan->session_len, plan->n_slots);

@@ -121,14 +121,14 @@ json_t *json_plan(const perch_plan *plan) {
 #define COUNT(field) #field, whole(plan->field)
     return json_pack(
         "{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
-        " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+        " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
         "architecture", plan->architecture, "dtype", plan->dtype, "backend", plan->backend, "mapping",
         plan->mapping == PERCH_MAPPING_TABLE ? "table" : "vmm", "no_gpu", plan->note, COUNT(n_parameters),
         COUNT(n_step_parameters), COUNT(n_layers), COUNT(n_heads), COUNT(n_kv_heads), COUNT(head_dim),
         COUNT(hidden_size), COUNT(vocab_size), COUNT(free_bytes), COUNT(weights_bytes), COUNT(workspace_bytes),
         COUNT(reserve_bytes), COUNT(host_bytes), COUNT(pool_bytes), COUNT(total_bytes), COUNT(kv_bytes_per_token),
         COUNT(group_bytes), COUNT(page_bytes), COUNT(sequence_bytes), COUNT(n_pages), COUNT(n_slots),
-        COUNT(session_len), COUNT(n_full_sequences), COUNT(n_pool_tokens));
+        COUNT(session_len), COUNT(n_full_sequences), COUNT(n_pool_tokens), COUNT(context_bytes));
 #undef COUNT
 }
 

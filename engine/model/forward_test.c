@@ -201,6 +201,18 @@ static void cuda_logits_are_near(void) {
     }
 }
 
+/* After all that ran there: a fault would have stayed. */
+static void cuda_lives_to_the_end(void) {
+    const kernels_backend *cuda = find_cuda();
+    const kernels_config config = {.dtype = KERNELS_BF16};
+    kernels_device *device = NULL;
+    perch_error err = {.status = PERCH_OK};
+    if (cuda && CHECK_MSG(cuda->open(&config, &device, &err) == PERCH_OK, "%s", err.message)) {
+        printf("  on %s\n", cuda->describe(device));
+        cuda->close(device);
+    }
+}
+
 /* --------------------------------------------------------------- batches -- */
 
 /* Two sequences packed token by token into the same passes, one ahead of the other, give what each gives alone. */
@@ -362,6 +374,7 @@ int main(int argc, char **argv) {
         {"rows without logits change nothing", rows_without_logits_change_nothing},
         {"bf16 is near", bf16_is_near},
         {"stories260K is told as expected", stories260k_is_told_as_expected},
+        {"cuda: the device lives to the end", cuda_lives_to_the_end},
     };
     return test_main("forward", tests, sizeof tests / sizeof tests[0], argc, argv);
 }

@@ -313,6 +313,8 @@ typedef struct perch_plan {
         gpu_status; /* device auto that came to the CPU: why; E_UNSUPPORTED = there is no GPU to use, or no driver */
     char note[256]; /* and in words, else "" */
     uint64_t n_step_parameters; /* of n_parameters: all but the embedding, where that is not the output's matrix too */
+    uint64_t
+        context_bytes; /* GPU: the driver's context and what comes with it, taken before free_bytes; 0: not known */
 } perch_plan;
 
 /*

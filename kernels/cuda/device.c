@@ -213,6 +213,7 @@ static void describe(kernels_device *device, const struct cudaDeviceProp *prop) 
 
 static perch_status cuda_open(const kernels_config *config, kernels_device **out, perch_error *err) {
     struct cudaDeviceProp prop;
+    uint64_t before, after;
     *out = NULL;
     if (config->dtype != KERNELS_BF16 && config->dtype != KERNELS_F16) {
         return err_set(err, PERCH_E_UNSUPPORTED, "the CUDA backend computes in bf16 or f16 only");
@@ -232,12 +233,16 @@ static perch_status cuda_open(const kernels_config *config, kernels_device **out
     device->recorder.wanted = device->recorder.enabled = config->graphs;
     snprintf(device->name, sizeof device->name, "%s", prop.name);
     describe(device, &prop);
+    const bool known = cuda_used_bytes(&prop, &before);
     if ((status = open_context(device, prop.totalGlobalMem, err)) != PERCH_OK ||
         (status = open_granularity(device, err)) != PERCH_OK || (status = open_streams(device, err)) != PERCH_OK ||
         (status = cuda_staging_open(device, err)) != PERCH_OK ||
         (status = cuda_gemm_open(device, config->cache_dir, err)) != PERCH_OK) {
         cuda_close(device);
         return status;
+    }
+    if (known && cuda_used_bytes(&prop, &after) && after > before) {
+        device->context_bytes = after - before;
     }
     *out = device;
     return PERCH_OK;
@@ -252,9 +257,12 @@ static size_t cuda_act_bytes(const kernels_device *device) {
     return CUDA_ACT_BYTES;
 }
 
+static uint64_t cuda_context_bytes(const kernels_device *device) { return device->context_bytes; }
+
 static const kernels_async async = {
     .check = cuda_check_limits,
     .prepare = cuda_prepare,
+    .context_bytes = cuda_context_bytes,
     .reserve_bytes = cuda_reserve_bytes,
     .reserve = cuda_reserve,
     .begin = cuda_begin,

@@ -259,6 +259,7 @@ struct kernels_device {
     bool deterministic;
     uint32_t n_processors;
     uint64_t page_granularity; /* 0: no virtual memory management */
+    uint64_t context_bytes;    /* 0: not known */
     perch_error fault;         /* E_DEVICE, once the GPU can't be used any more */
     cudaStream_t compute, upload, download;
     cuda_staging staging;
@@ -312,6 +313,9 @@ perch_status cuda_ready(const kernels_device *device, perch_error *err);
 perch_status cuda_enter(kernels_device *device, perch_error *err);
 /* An event that nobody takes the time of and that a thread sleeps on. */
 cudaError_t cuda_event_create(cudaEvent_t *out);
+
+/* context.c. Bytes of the GPU's memory that are in use, by anybody; false: nobody knows. Needs no context. */
+bool cuda_used_bytes(const struct cudaDeviceProp *prop, uint64_t *used);
 
 /* memory.c */
 perch_status cuda_staging_open(kernels_device *device, perch_error *err);

@@ -70,14 +70,19 @@ if [ "$1" = plan ]; then
     "$perch" "${@/engine.device=cuda/engine.device=cpu}" | sed 's/"cpu /"cuda fake /'
     exit "${PIPESTATUS[0]}"
 fi
-"$perch" "${@/engine.device=cuda/engine.device=cpu}"
+"$perch" "${@/engine.device=cuda/engine.device=cpu}" || exit
+while [ $# -gt 1 ] && [ "$1" != --json ]; do
+    shift
+done
+# What a context would take.
+[ $# -lt 2 ] || [ -e "$state/no-nvml" ] || sed -i 's/"context_bytes": 0/"context_bytes": 209715200/' "$2"
 FAKE
     program good_test_gpu 'echo "good_test: 3 passed, 0 failed, 0 skipped"'
     program eviction_test 'echo "  on cuda fake"
         echo "  60 schedules, 12000 rows of logits; 900 evictions, 1 preemptions"
         echo "eviction_test: 1 passed, 0 failed, 0 skipped"'
-    program api_test 'echo "api_test: 20 passed, 0 failed, 0 skipped"'
-    program forward_test 'echo "forward_test: 8 passed, 0 failed, 0 skipped"'
+    program api_test 'echo "  on cuda fake"; echo "api_test: 20 passed, 0 failed, 0 skipped"'
+    program forward_test 'echo "  on cuda fake"; echo "forward_test: 8 passed, 0 failed, 0 skipped"'
     program golden_test 'echo "  cuda fake, bf16, vmm: 36 runs, off by 1.5e-02"
         echo "skip golden_test: one: no reason"; echo "golden_test: 5 passed, 0 failed, 1 skipped"'
 }
@@ -104,11 +109,11 @@ check "${small[@]}"
 same "the exit code" 0 "$code"
 same "environment, build" "1 0 0/3 0 0" "$(row environment)/$(row build)"
 same "limits, kernels" "1 0 0/3 0 0" "$(row limits)/$(row kernels)"
-same "engine" "36 0 2" "$(row engine)"
+same "engine" "38 0 2" "$(row engine)"
 same "sanitizer" "3 0 0" "$(row sanitizer)"
 same "bench, vary" "3 0 0/1 0 0" "$(row bench)/$(row vary)"
 same "compare" "1 0 1" "$(row compare)"
-same "the last line" "52 passed, 0 failed, 3 skipped" "$last"
+same "the last line" "54 passed, 0 failed, 3 skipped" "$last"
 same "the files" "bench.json bench.txt compare.json environment.txt sanitizer.txt summary.txt tests.txt" \
     "$(cd "$tmp/check" && printf '%s\n' * | xargs)"
 same "the limits in bench.json" "20.25	0.5" "$(json limits.copy_gbps limits.matrix_tflops <"$tmp/check/bench.json")"
@@ -128,13 +133,13 @@ if [ ! -d "$shared/stories260K" ]; then
     skip "no shared data"
 else
     known=$(dirname "$shared") check --only engine
-    same "engine" "39 0 1" "$(row engine)"
+    same "engine" "41 0 1" "$(row engine)"
     known=$tmp/known
     mkdir -p "$known/data/stories260K"
     cp "$shared"/stories260K/* "$known/data/stories260K/"
     sed -i 's/"generated_ids": *\[[0-9]*/"generated_ids": [7/' "$known/data/stories260K/expected.json"
     check --only engine
-    same "engine, where the text is another" "38 1 1" "$(row engine)"
+    same "engine, where the text is another" "40 1 1" "$(row engine)"
     same "the exit code" 1 "$code"
     known=
 fi
@@ -186,6 +191,11 @@ has "why it hung" "bad_test_gpu: it did not end in its time" "$out"
 program eviction_test 'echo "eviction_test: 1 passed, 0 failed, 0 skipped"'
 check --only engine
 has "a test on the CPU" "the schedules did not run on the GPU" "$out"
+program forward_test 'echo "forward_test: 8 passed, 0 failed, 0 skipped"'
+program api_test 'echo "  on cpu"; echo "api_test: 20 passed, 0 failed, 0 skipped"'
+check --only engine
+has "passes on the CPU" "the model's passes did not run on the GPU" "$out"
+has "an API on the CPU" "the API's last engine did not run on the GPU" "$out"
 
 t "compute-sanitizer: what it finds fails, where it does not work it is skipped, every program is looked at twice"
 set_up
@@ -208,6 +218,18 @@ check "${small[@]}" --only bench --only compare
 same "bench, limits, compare" "2 1 0/1 0 0/0 0 1" "$(row bench)/$(row limits)/$(row compare)"
 has "the plan" "but 8500 MiB were in use" "$out"
 has "transformers" "No module named 'torch'" "$out"
+
+t "a memory plan that holds to the byte, or of which a part is not known"
+set_up
+echo 740 >"$state/used" # 240 MiB: the context's 200 and the plan's are more
+check "${small[@]}" --only bench
+has "the plan" "MiB with the driver's 200; 240 MiB were in use at most" "$out"
+echo 900 >"$state/used"
+check "${small[@]}" --only bench
+has "what lies beyond it" "but 400 MiB were in use" "$out"
+touch "$state/no-nvml"
+check "${small[@]}" --only bench
+has "without NVML" "what the driver's context takes is not known" "$out"
 
 t "stages for which there is no time are skipped, and said to be"
 set_up

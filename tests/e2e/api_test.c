@@ -1279,6 +1279,19 @@ static void a_device_fault_kills_the_engine_and_says_so_to_everybody(void) {
     perch_engine_destroy(e);
 }
 
+/* Where there is one to be used, the GPU is as fit after all of that as it was before. */
+static void the_device_lives_to_the_end(void) {
+    perch_options o = host_options("llama");
+    perch_engine *e = host_engine(&o);
+    if (e) {
+        perch_plan plan = {.struct_size = sizeof plan};
+        CU_ASSERT_EQUAL(perch_engine_plan(e, &plan, NULL), PERCH_OK);
+        CU_ASSERT_TRUE(plan.gpu_status == PERCH_OK || plan.gpu_status == PERCH_E_UNSUPPORTED);
+        printf("  on %s\n", plan.backend);
+        perch_engine_destroy(e);
+    }
+}
+
 int main(int argc, char **argv) {
     static const test_case tests[] = {
 #define TEST(name) {#name, name}
@@ -1314,6 +1327,7 @@ int main(int argc, char **argv) {
         TEST(an_engine_can_be_destroyed_in_the_middle_of_work),
         TEST(a_million_idle_sequences_do_not_slow_a_step),
         TEST(a_device_fault_kills_the_engine_and_says_so_to_everybody),
+        TEST(the_device_lives_to_the_end),
     };
     return test_main("api_test", tests, sizeof tests / sizeof *tests, argc, argv);
 }
