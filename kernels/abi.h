@@ -75,10 +75,17 @@
                 kernels_backend, transfer, transferred, transfer_wait, embed, rmsnorm, linear, linear_f32, head_norm), \
           kernels_backend, rope_write, attention, silu_mul, gather)
 
-#define KERNELS_ABI                                                                                                    \
-    ABI_KERNELS_BACKEND(ABI_KERNELS_ASYNC(ABI_KERNELS_PASS(ABI_KERNELS_CHOSEN(                                         \
-        ABI_KERNELS_CHOICE(ABI_KERNELS_LIMITS(ABI_KERNELS_ATTENTION(ABI_KERNELS_BATCH(ABI_KERNELS_ROW(                 \
-            ABI_KV_VIEW(ABI_KV_LAYOUT(ABI_KERNELS_TRANSFER(ABI_KERNELS_KV(ABI_KERNELS_CONFIG(ABI_KV_COMMAND(           \
-                ABI_PERCH_SAMPLING(ABI_PERCH_ERROR(ABI_MIX(UINT32_C(2166136261), KERNELS_MEANING))))))))))))))))))
+/* In parts, since a compiler nests no more than 256 brackets. An enumerator is an int, so the parts lose a bit. */
+#define ABI_PART(h) ((int)((h)&UINT32_C(0x7fffffff)))
+enum {
+    ABI_PART_1 = ABI_PART(ABI_KERNELS_TRANSFER(ABI_KERNELS_KV(ABI_KERNELS_CONFIG(
+        ABI_KV_COMMAND(ABI_PERCH_SAMPLING(ABI_PERCH_ERROR(ABI_MIX(UINT32_C(2166136261), KERNELS_MEANING)))))))),
+    ABI_PART_2 = ABI_PART(ABI_KERNELS_LIMITS(
+        ABI_KERNELS_ATTENTION(ABI_KERNELS_BATCH(ABI_KERNELS_ROW(ABI_KV_VIEW(ABI_KV_LAYOUT((uint32_t)ABI_PART_1))))))),
+    ABI_PART_3 =
+        ABI_PART(ABI_KERNELS_ASYNC(ABI_KERNELS_PASS(ABI_KERNELS_CHOSEN(ABI_KERNELS_CHOICE((uint32_t)ABI_PART_2)))))
+};
+
+#define KERNELS_ABI ABI_KERNELS_BACKEND((uint32_t)ABI_PART_3)
 
 #endif

@@ -7,9 +7,11 @@
 #elif defined(MOVED)
 #define n_slots n_slots, n_more
 #endif
-#include "kernels/abi.h"
+#include "kernels/kernels.h"
 #undef first_position
 #undef n_slots
+
+#include "kernels/abi.h"
 
 __attribute__((visibility("default"))) const kernels_backend *perch_cuda_backend(uint32_t abi);
 __attribute__((visibility("default"))) int not_a_backend(void);
