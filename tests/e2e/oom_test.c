@@ -117,6 +117,8 @@ typedef struct outcome {
     uint32_t n_tokens;
 } outcome;
 
+static const char *store_folder; /* NULL = in memory */
+
 /* A sharded checkpoint and a tokenizer, both loaded from their files. */
 static perch_options small_options(void) {
     perch_options o = host_options("text");
@@ -125,6 +127,10 @@ static perch_options small_options(void) {
     o.weights = PERCH_WEIGHTS_FILE;
     o.threads = 2;
     o.cache_max_entry_count = 2;
+    if (store_folder) {
+        o.store_backend = PERCH_STORE_LMDB;
+        snprintf(o.store_path, sizeof o.store_path, "%s", store_folder);
+    }
     return o;
 }
 
@@ -182,6 +188,31 @@ static perch_status turn(perch_engine *e, perch_sequence_id id, outcome *o) {
     return status ? status : take(e, o);
 }
 
+/* A sequence as bytes, and back, under a key; let go of, and opened again. */
+static perch_status by_name(perch_engine *e, perch_sequence_id id) {
+    unsigned char bytes[2048];
+    size_t n_bytes, n;
+    perch_sequence_options options;
+    perch_sequence_entry entry;
+    perch_sequence_id named = 0;
+    perch_sequence_options_init(&options, sizeof options);
+    options.key = "a key";
+    options.flags = PERCH_SEQUENCE_RETAIN;
+    perch_status status = perch_sequence_remove(e, "a key", NULL); /* where the last run ended before it did that */
+    if (status && status != PERCH_E_NOT_FOUND) {
+        return status;
+    }
+    status = perch_sequence_export(e, id, bytes, sizeof bytes, &n_bytes, NULL);
+    if (status || (status = perch_sequence_import(e, bytes, n_bytes, &options, &named, NULL)) ||
+        (status = perch_sequence_sync(e, named, NULL)) || (status = perch_sequence_close(e, named, NULL)) ||
+        (status = perch_sequence_open_with(e, &options, &named, NULL)) ||
+        (status = perch_sequence_list(e, NULL, &entry, 1, sizeof entry, &n, NULL)) ||
+        (status = perch_sequence_close(e, named, NULL))) {
+        return status;
+    }
+    return perch_sequence_remove(e, "a key", NULL);
+}
+
 /* What a host does, up to the first failure. The engine is left for the caller, if there is one. */
 static perch_status scenario(perch_engine **e, outcome *o) {
     perch_options options = small_options();
@@ -193,7 +224,7 @@ static perch_status scenario(perch_engine **e, outcome *o) {
         (status = perch_sequence_rewind(*e, fork, 5, NULL)) || (status = perch_sequence_close(*e, fork, NULL))) {
         return status;
     }
-    return status;
+    return by_name(*e, id);
 }
 
 /* --------------------------------------------------------------------- the check -- */
@@ -268,8 +299,8 @@ static bool fail_at(long n, bool all, const outcome *good) {
     }
     long n_leaked = n_live - live; /* before CUnit allocates for a failure */
     if (status) {
-        bool expected =
-            status == PERCH_E_NOMEM || status == PERCH_E_IO || status == PERCH_E_DEVICE || status == PERCH_E_NO_ROOM;
+        bool expected = status == PERCH_E_NOMEM || status == PERCH_E_IO || status == PERCH_E_DEVICE ||
+                        status == PERCH_E_NO_ROOM || (status == PERCH_E_STORE && store_folder);
         CHECK_MSG(expected && failed, "allocation %ld: %s", n, perch_status_name(status));
     }
     CHECK_MSG(n_leaked == 0, "allocation %ld (%s): %ld blocks leaked", n, perch_status_name(status), n_leaked);
@@ -305,11 +336,27 @@ static void a_single_failed_allocation_is_a_status_and_nothing_leaks(void) { eve
 
 static void so_is_memory_that_stays_short(void) { every_allocation_fails(true); }
 
+static void so_are_both_with_sequences_in_lmdb(void) {
+    char folder[] = "/tmp/perch-oom-XXXXXX";
+    store_folder = mkdtemp(folder);
+    CU_ASSERT_PTR_NOT_NULL_FATAL(store_folder);
+    every_allocation_fails(false);
+    every_allocation_fails(true);
+    for (const char *const *name = (const char *const[]){"/data.mdb", "/lock.mdb", "/perch.lock", "", NULL}; *name;
+         name++) {
+        char path[64];
+        snprintf(path, sizeof path, "%s%s", folder, *name);
+        CU_ASSERT_EQUAL(remove(path), 0);
+    }
+    store_folder = NULL;
+}
+
 int main(int argc, char **argv) {
     static const test_case tests[] = {
 #define TEST(name) {#name, name}
         TEST(a_single_failed_allocation_is_a_status_and_nothing_leaks),
         TEST(so_is_memory_that_stays_short),
+        TEST(so_are_both_with_sequences_in_lmdb),
     };
     return test_main("oom_test", tests, sizeof tests / sizeof *tests, argc, argv);
 }
