@@ -1,13 +1,12 @@
 /*
- * redis: the store in a Redis that several engines share, by hiredis. One connection, made when it is needed; what is done
+ * redis: the store in a Redis that several engines share, by hiredis. One connection (redis_link), made when it is needed; what is done
  * there is in redis_scripts.h. A group of writes is one pipeline. All scripts can be run twice, so what broke in the middle
  * is sent again over a new connection, once. After that the store is down for DOWN_MS, during which ops fail at once: nobody
  * waits for the same timeout one behind the other.
  */
+#include "engine/store/redis_link.h"
 #include "engine/store/redis_scripts.h"
 #include "engine/store/store.h"
-
-#include <hiredis/hiredis.h>
 
 #include <errno.h>
 #include <limits.h>
@@ -26,8 +25,9 @@ static const char *const scripts[N_SCRIPTS] = {script_acquire, script_write, scr
 _Static_assert(STORE_SEQUENCE_BYTES == 512, "the scripts count a sequence as 512 bytes");
 
 typedef struct redis {
-    redisContext *link;
+    redis_link link;
     char sha[N_SCRIPTS][48];
+    bool resending;   /* what is sent may have been carried out before */
     perch_error down; /* why, while it is down */
     uint64_t down_until_us;
     char engine[PERCH_KEY_CAP];
@@ -73,21 +73,9 @@ static void begin(const redis *r, command *c, int script) {
 
 /* ----------------------------------------------------------------- connection -- */
 
-static void hang_up(redis *r) {
-    if (r->link) {
-        redisFree(r->link);
-        r->link = NULL;
-    }
-}
-
 static perch_status failure(const redis *r, const char *what, perch_error *err) {
     return r->port ? err_set(err, PERCH_E_STORE, "Redis at %s:%d: %s", r->host, r->port, what)
                    : err_set(err, PERCH_E_STORE, "Redis at unix:%s: %s", r->host, what);
-}
-
-static perch_status link_failure(const redis *r, perch_error *err) {
-    bool late = r->link && r->link->err == REDIS_ERR_IO && errno == EAGAIN;
-    return failure(r, late ? "no reply in time" : r->link ? r->link->errstr : "out of host memory", err);
 }
 
 /* *reply is a list that begins with a word, or else it is freed and why it isn't is told. */
@@ -112,46 +100,44 @@ static perch_status check_reply(redis *r, redisReply **reply, perch_error *err) 
 }
 
 static perch_status load_scripts(redis *r, perch_error *err) {
-    for (int i = 0; i < N_SCRIPTS; i++) {
-        if (redisAppendCommand(r->link, "SCRIPT LOAD %s", scripts[i]) != REDIS_OK) {
-            return link_failure(r, err);
-        }
-    }
     perch_status status = PERCH_OK;
     for (int i = 0; i < N_SCRIPTS && !status; i++) {
-        void *got = NULL;
-        if (redisGetReply(r->link, &got) != REDIS_OK) {
-            return link_failure(r, err);
-        }
-        const redisReply *reply = got;
-        if (reply->type == REDIS_REPLY_STRING && reply->len < (int)sizeof r->sha[i]) {
+        const char *args[] = {"SCRIPT", "LOAD", scripts[i]};
+        const size_t lengths[] = {6, 4, strlen(scripts[i])};
+        status = redis_link_append(&r->link, 3, args, lengths, err);
+    }
+    for (int i = 0; i < N_SCRIPTS && !status; i++) {
+        redisReply *reply = NULL;
+        status = redis_link_reply(&r->link, &reply, err);
+        if (!status && reply->type == REDIS_REPLY_STRING && reply->len < (int)sizeof r->sha[i]) {
             memcpy(r->sha[i], reply->str, (size_t)reply->len + 1);
-        } else {
-            status = failure(r, reply->type == REDIS_REPLY_ERROR ? reply->str : "an unexpected reply", err);
+        } else if (!status) {
+            status = err_set(err, PERCH_E_STORE, "%s",
+                             reply->type == REDIS_REPLY_ERROR ? reply->str : "an unexpected reply");
         }
-        freeReplyObject(got);
+        freeReplyObject(reply);
     }
     return status;
 }
 
 static perch_status connect_now(redis *r, perch_error *err) {
-    const struct timeval limit = {.tv_sec = r->timeout_ms / 1000, .tv_usec = (r->timeout_ms % 1000) * 1000};
-    r->link = r->port ? redisConnectWithTimeout(r->host, r->port, limit) : redisConnectUnixWithTimeout(r->host, limit);
-    if (!r->link || r->link->err || redisSetTimeout(r->link, limit) != REDIS_OK) {
-        return link_failure(r, err);
+    perch_error why;
+    perch_status status = redis_link_open(&r->link, r->host, r->port, r->timeout_ms, &why);
+    if (!status) {
+        status = load_scripts(r, &why);
     }
-    return load_scripts(r, err);
+    return status ? failure(r, why.message, err) : PERCH_OK;
 }
 
 static void went_down(redis *r, const perch_error *why) {
-    hang_up(r);
+    redis_link_close(&r->link);
     r->down = *why;
     r->down_until_us = time_us() + DOWN_MS * 1000;
 }
 
 static perch_status connected(redis *r, perch_error *err) {
     perch_error why = {PERCH_OK, ""};
-    if (r->link) {
+    if (r->link.reader) {
         return PERCH_OK;
     }
     if (time_us() < r->down_until_us) {
@@ -186,7 +172,8 @@ static bool is_forgotten(const redisReply *reply) {
 }
 
 static perch_status send_from(redis *r, const pipeline *p, perch_error *err) {
-    for (size_t i = p->n_taken; i < p->n; i++) {
+    perch_status status = PERCH_OK;
+    for (size_t i = p->n_taken; i < p->n && !status; i++) {
         const char *args[MAX_ARGS + 3] = {"EVALSHA", NULL, "0"};
         size_t lengths[MAX_ARGS + 3] = {7, 0, 1};
         command c;
@@ -195,11 +182,9 @@ static perch_status send_from(redis *r, const pipeline *p, perch_error *err) {
         lengths[1] = strlen(args[1]);
         memcpy(args + 3, c.args, (size_t)c.n_args * sizeof *args);
         memcpy(lengths + 3, c.lengths, (size_t)c.n_args * sizeof *lengths);
-        if (redisAppendCommandArgv(r->link, c.n_args + 3, args, lengths) != REDIS_OK) {
-            return link_failure(r, err);
-        }
+        status = redis_link_append(&r->link, c.n_args + 3, args, lengths, err);
     }
-    return PERCH_OK;
+    return status;
 }
 
 /* Sends what has no reply yet and takes the replies, up to the first failure of the connection. */
@@ -207,19 +192,17 @@ static perch_status exchange(redis *r, pipeline *p, perch_error *err) {
     uint64_t until_us = time_us() + (uint64_t)r->timeout_ms * 1000;
     perch_status status = send_from(r, p, err);
     while (!status && p->n_taken < p->n) {
-        void *got = NULL;
+        redisReply *reply = NULL;
         perch_error why = {PERCH_OK, ""};
         if (p->n_taken && time_us() > until_us) {
-            return failure(r, "no reply in time", err);
+            return err_set(err, PERCH_E_STORE, "no reply in time");
         }
-        errno = 0;
-        if (redisGetReply(r->link, &got) != REDIS_OK) {
-            return link_failure(r, err);
+        if ((status = redis_link_reply(&r->link, &reply, err))) {
+            break;
         }
-        redisReply *reply = got;
         if (is_forgotten(reply)) {
             freeReplyObject(reply);
-            return failure(r, "it has lost the scripts", err);
+            return err_set(err, PERCH_E_STORE, "it has lost the scripts");
         }
         check_reply(r, &reply, &why);
         p->take(r, p->user, p->n_taken++, reply, &why);
@@ -233,18 +216,28 @@ static perch_status exchange(redis *r, pipeline *p, perch_error *err) {
 /* Runs it; on failure those from n_taken on have not been answered, and may have been carried out. */
 static perch_status run(redis *r, pipeline *p, perch_error *err) {
     perch_error why = {PERCH_OK, ""};
-    bool is_fresh = !r->link;
-    perch_status status = connected(r, &why);
-    if (!status && (status = exchange(r, p, &why)) && !is_fresh) {
-        hang_up(r); /* an old connection: Redis may have closed it long ago */
-        status = connected(r, &why);
-        status = status ? status : exchange(r, p, &why);
+    bool is_fresh = !r->link.reader;
+    perch_status status = connected(r, err);
+    if (status) {
+        return status;
     }
-    if (status && r->link) {
-        went_down(r, &why);
+    status = exchange(r, p, &why);
+    if (status && !is_fresh) { /* an old connection: Redis may have closed it long ago */
+        redis_link_close(&r->link);
+        if (connected(r, err)) {
+            return PERCH_E_STORE;
+        }
+        r->resending = true;
+        status = exchange(r, p, &why);
+        r->resending = false;
     }
-    if (status && err) {
-        *err = why;
+    if (status) {
+        perch_error text;
+        failure(r, why.message, &text);
+        went_down(r, &text);
+        if (err) {
+            *err = text;
+        }
     }
     return status;
 }
@@ -380,7 +373,9 @@ static void take_write(redis *r, void *user, size_t i, const redisReply *reply, 
     store_op *op = g->ops[i];
     bool sound = true;
     op->status = refused(r, reply, why, g->err);
-    if (!op->status) {
+    if (op->kind == STORE_REMOVE && op->status == PERCH_E_NOT_FOUND && r->resending) {
+        op->status = PERCH_OK;
+    } else if (!op->status) {
         op->drawn = number_at(reply, 1, &sound);
         op->status = sound ? PERCH_OK : unexpected(r, g->err);
     }
@@ -540,10 +535,10 @@ static void take_leave(redis *r, void *user, size_t i, const redisReply *reply, 
 static void redis_close(void *state) {
     redis *r = state;
     pipeline p = {.make = make_leave, .take = take_leave, .n = 1};
-    if (r->link) {
+    if (r->link.reader) {
         run(r, &p, NULL);
     }
-    hang_up(r);
+    redis_link_close(&r->link);
     free(r);
 }
 

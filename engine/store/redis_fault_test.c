@@ -1,5 +1,5 @@
 /*
- * Redis and hiredis at fault: every call of hiredis fails in turn, replies are garbage, the server is killed, hangs, loses its
+ * Redis and hiredis at fault: every call of hiredis and of the socket fails in turn, replies are garbage, the server is killed, hangs, loses its
  * scripts or its data. Each time a status comes back, in time, and the store goes on when Redis does.
  */
 #include "engine/store/testing.h"
@@ -30,70 +30,85 @@ static bool fails(void) {
     return false;
 }
 
-static int broken(redisContext *c) {
-    c->err = REDIS_ERR_IO;
-    snprintf(c->errstr, sizeof c->errstr, "Input/output error");
+redisReader *__real_redisReaderCreate(void);
+redisReader *__wrap_redisReaderCreate(void);
+redisReader *__wrap_redisReaderCreate(void) {
+    redisReader *r = fails() ? NULL : __real_redisReaderCreate();
+    n_links += r != NULL;
+    return r;
+}
+
+void __real_redisReaderFree(redisReader *r);
+void __wrap_redisReaderFree(redisReader *r);
+void __wrap_redisReaderFree(redisReader *r) {
+    n_links--;
+    __real_redisReaderFree(r);
+}
+
+int __real_redisFormatCommandArgv(char **target, int argc, const char **argv, const size_t *lengths);
+int __wrap_redisFormatCommandArgv(char **target, int argc, const char **argv, const size_t *lengths);
+int __wrap_redisFormatCommandArgv(char **target, int argc, const char **argv, const size_t *lengths) {
+    return fails() ? -1 : __real_redisFormatCommandArgv(target, argc, argv, lengths);
+}
+
+static int broken(redisReader *r) {
+    r->err = REDIS_ERR_OOM;
+    snprintf(r->errstr, sizeof r->errstr, "Out of memory");
     return REDIS_ERR;
 }
 
-redisContext *__real_redisConnectUnixWithTimeout(const char *path, struct timeval limit);
-redisContext *__wrap_redisConnectUnixWithTimeout(const char *path, struct timeval limit);
-redisContext *__wrap_redisConnectUnixWithTimeout(const char *path, struct timeval limit) {
-    redisContext *c = fails() ? NULL : __real_redisConnectUnixWithTimeout(path, limit);
-    n_links += c != NULL;
-    return c;
-}
-
-void __real_redisFree(redisContext *c);
-void __wrap_redisFree(redisContext *c);
-void __wrap_redisFree(redisContext *c) {
-    n_links--;
-    __real_redisFree(c);
-}
-
-int __real_redisSetTimeout(redisContext *c, struct timeval limit);
-int __wrap_redisSetTimeout(redisContext *c, struct timeval limit);
-int __wrap_redisSetTimeout(redisContext *c, struct timeval limit) {
-    return fails() ? broken(c) : __real_redisSetTimeout(c, limit);
-}
-
-int __wrap_redisAppendCommand(redisContext *c, const char *format, ...);
-int __wrap_redisAppendCommand(redisContext *c, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    int rc = fails() ? broken(c) : redisvAppendCommand(c, format, args);
-    va_end(args);
-    return rc;
-}
-
-int __real_redisAppendCommandArgv(redisContext *c, int argc, const char **argv, const size_t *lengths);
-int __wrap_redisAppendCommandArgv(redisContext *c, int argc, const char **argv, const size_t *lengths);
-int __wrap_redisAppendCommandArgv(redisContext *c, int argc, const char **argv, const size_t *lengths) {
-    return fails() ? broken(c) : __real_redisAppendCommandArgv(c, argc, argv, lengths);
+int __real_redisReaderFeed(redisReader *r, const char *bytes, size_t n);
+int __wrap_redisReaderFeed(redisReader *r, const char *bytes, size_t n);
+int __wrap_redisReaderFeed(redisReader *r, const char *bytes, size_t n) {
+    return fails() ? broken(r) : __real_redisReaderFeed(r, bytes, n);
 }
 
 void __real_freeReplyObject(void *reply);
 void __wrap_freeReplyObject(void *reply);
 void __wrap_freeReplyObject(void *reply) {
-    n_replies--;
+    n_replies -= reply != NULL;
     __real_freeReplyObject(reply);
 }
 
 /* The failing reply has arrived, so what it answers was carried out. */
-int __real_redisGetReply(redisContext *c, void **reply);
-int __wrap_redisGetReply(redisContext *c, void **reply);
-int __wrap_redisGetReply(redisContext *c, void **reply) {
-    int rc = __real_redisGetReply(c, reply);
-    if (rc == REDIS_OK && fails()) {
+int __real_redisReaderGetReply(redisReader *r, void **reply);
+int __wrap_redisReaderGetReply(redisReader *r, void **reply);
+int __wrap_redisReaderGetReply(redisReader *r, void **reply) {
+    int rc = __real_redisReaderGetReply(r, reply);
+    if (rc == REDIS_OK && *reply && fails()) {
         __real_freeReplyObject(*reply);
         *reply = NULL;
-        return broken(c);
+        return broken(r);
     }
-    n_replies += rc == REDIS_OK;
+    n_replies += rc == REDIS_OK && *reply;
     return rc;
 }
 
-/* ------------------------------------------------------------ every call of hiredis -- */
+int __real_socket(int family, int type, int protocol);
+int __wrap_socket(int family, int type, int protocol);
+int __wrap_socket(int family, int type, int protocol) {
+    return fails() ? (errno = EMFILE, -1) : __real_socket(family, type, protocol);
+}
+
+int __real_connect(int fd, const struct sockaddr *address, socklen_t n);
+int __wrap_connect(int fd, const struct sockaddr *address, socklen_t n);
+int __wrap_connect(int fd, const struct sockaddr *address, socklen_t n) {
+    return fails() ? (errno = ECONNREFUSED, -1) : __real_connect(fd, address, n);
+}
+
+ssize_t __real_send(int fd, const void *bytes, size_t n, int flags);
+ssize_t __wrap_send(int fd, const void *bytes, size_t n, int flags);
+ssize_t __wrap_send(int fd, const void *bytes, size_t n, int flags) {
+    return fails() ? (errno = EPIPE, -1) : __real_send(fd, bytes, n > 5000 ? 5000 : n, flags); /* also in pieces */
+}
+
+ssize_t __real_recv(int fd, void *bytes, size_t n, int flags);
+ssize_t __wrap_recv(int fd, void *bytes, size_t n, int flags);
+ssize_t __wrap_recv(int fd, void *bytes, size_t n, int flags) {
+    return fails() ? (errno = ECONNRESET, -1) : __real_recv(fd, bytes, n > 50 ? 50 : n, flags);
+}
+
+/* ------------------------------------------------------------ every call -- */
 
 /* Tries again while the store is down, as a host does. */
 static perch_status put(store *s, testing_sequence *q, uint64_t keep, bool release, perch_error *err) {
@@ -144,7 +159,7 @@ static void what_a_host_does(const store_config *config, testing_sequence *q) {
     store_close(s);
 }
 
-static void every_call_of_hiredis_fails_and_nothing_is_lost(void) {
+static void every_call_fails_and_nothing_is_lost(void) {
     testing_redis r;
     char folder[64];
     static testing_sequence q, found;
@@ -329,7 +344,7 @@ static void command(const testing_redis *r, const char *text, ...) {
     va_end(args);
     CU_ASSERT_FATAL(reply && reply->type != REDIS_REPLY_ERROR);
     __real_freeReplyObject(reply);
-    __real_redisFree(c);
+    redisFree(c);
 }
 
 static void lost_scripts_and_closed_connections_are_made_good(void) {
@@ -387,7 +402,7 @@ static void addresses_are_checked(void) {
 int main(int argc, char **argv) {
     static const test_case tests[] = {
 #define TEST(name) {#name, name}
-        TEST(every_call_of_hiredis_fails_and_nothing_is_lost),
+        TEST(every_call_fails_and_nothing_is_lost),
         TEST(replies_that_are_garbage_are_a_status),
         TEST(a_killed_server_is_a_status_at_once_and_its_return_is_noticed),
         TEST(lost_scripts_and_closed_connections_are_made_good),

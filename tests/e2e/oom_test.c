@@ -4,6 +4,7 @@
  * afterwards gives the same tokens. Counted are the C library's allocations of this process, those of the libraries that perch
  * uses included, and the system's: mappings, memory files, threads.
  */
+#include "engine/store/testing.h"
 #include "tests/e2e/host.h"
 
 #include <dirent.h>
@@ -117,7 +118,8 @@ typedef struct outcome {
     uint32_t n_tokens;
 } outcome;
 
-static const char *store_folder; /* NULL = in memory */
+static perch_store backend;
+static const char *store_at = ""; /* its folder or address */
 
 /* A sharded checkpoint and a tokenizer, both loaded from their files. */
 static perch_options small_options(void) {
@@ -127,9 +129,12 @@ static perch_options small_options(void) {
     o.weights = PERCH_WEIGHTS_FILE;
     o.threads = 2;
     o.cache_max_entry_count = 2;
-    if (store_folder) {
-        o.store_backend = PERCH_STORE_LMDB;
-        snprintf(o.store_path, sizeof o.store_path, "%s", store_folder);
+    o.store_backend = backend;
+    snprintf(o.store_path, sizeof o.store_path, "%s", store_at);
+    if (backend == PERCH_STORE_REDIS) {
+        static unsigned n; /* what an engine that could not take its leave had is its own for a while */
+        snprintf(o.store_address, sizeof o.store_address, "%s", store_at);
+        snprintf(o.store_prefix, sizeof o.store_prefix, "%u", n++);
     }
     return o;
 }
@@ -300,7 +305,7 @@ static bool fail_at(long n, bool all, const outcome *good) {
     long n_leaked = n_live - live; /* before CUnit allocates for a failure */
     if (status) {
         bool expected = status == PERCH_E_NOMEM || status == PERCH_E_IO || status == PERCH_E_DEVICE ||
-                        status == PERCH_E_NO_ROOM || (status == PERCH_E_STORE && store_folder);
+                        status == PERCH_E_NO_ROOM || (status == PERCH_E_STORE && backend);
         CHECK_MSG(expected && failed, "allocation %ld: %s", n, perch_status_name(status));
     }
     CHECK_MSG(n_leaked == 0, "allocation %ld (%s): %ld blocks leaked", n, perch_status_name(status), n_leaked);
@@ -337,18 +342,26 @@ static void a_single_failed_allocation_is_a_status_and_nothing_leaks(void) { eve
 static void so_is_memory_that_stays_short(void) { every_allocation_fails(true); }
 
 static void so_are_both_with_sequences_in_lmdb(void) {
-    char folder[] = "/tmp/perch-oom-XXXXXX";
-    store_folder = mkdtemp(folder);
-    CU_ASSERT_PTR_NOT_NULL_FATAL(store_folder);
+    backend = PERCH_STORE_LMDB;
+    store_at = testing_folder();
     every_allocation_fails(false);
     every_allocation_fails(true);
-    for (const char *const *name = (const char *const[]){"/data.mdb", "/lock.mdb", "/perch.lock", "", NULL}; *name;
-         name++) {
-        char path[64];
-        snprintf(path, sizeof path, "%s%s", folder, *name);
-        CU_ASSERT_EQUAL(remove(path), 0);
+    testing_remove_folder(store_at);
+    backend = PERCH_STORE_MEMORY;
+}
+
+static void so_are_both_with_sequences_in_redis(void) {
+    testing_redis r;
+    const char *folder = testing_folder();
+    if (testing_redis_start(&r, folder)) {
+        backend = PERCH_STORE_REDIS;
+        store_at = r.address;
+        every_allocation_fails(false);
+        every_allocation_fails(true);
+        testing_redis_kill(&r);
     }
-    store_folder = NULL;
+    testing_remove_folder(folder);
+    backend = PERCH_STORE_MEMORY;
 }
 
 int main(int argc, char **argv) {
@@ -357,6 +370,7 @@ int main(int argc, char **argv) {
         TEST(a_single_failed_allocation_is_a_status_and_nothing_leaks),
         TEST(so_is_memory_that_stays_short),
         TEST(so_are_both_with_sequences_in_lmdb),
+        TEST(so_are_both_with_sequences_in_redis),
     };
     return test_main("oom_test", tests, sizeof tests / sizeof *tests, argc, argv);
 }
