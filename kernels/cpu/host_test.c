@@ -279,8 +279,8 @@ static void closing_gives_up_what_is_under_way(void) {
             all[p] = (kernels_transfer){p, i % 2 ? p : N_PAGES - 1 - p};
         }
         if (open_tier(i % 4 < 2 ? KERNELS_VMM : KERNELS_TABLE, (size_t)5 << 18, &t)) {
-            transfer(&t, KERNELS_STORE, all, N_PAGES);
-            transfer(&t, KERNELS_LOAD, all, N_PAGES);
+            transfer(&t, KERNELS_STORE, all, N_PAGES / 2);
+            transfer(&t, KERNELS_LOAD, all + N_PAGES / 2, N_PAGES / 2);
             usleep((useconds_t)(i * 300));
         }
         t.s.b->close(t.s.d);

@@ -322,15 +322,15 @@ static void refusals_on(kernels_mapping mapping) {
 static void what_cannot_be_is_refused(void) { with_both(refusals_on); }
 
 static void closing_on(kernels_mapping mapping) {
-    static const kernels_transfer list[] = {{0, 0}, {2, 3}};
+    static const kernels_transfer out[] = {{0, 0}, {2, 3}}, back[] = {{5, 6}, {7, 9}};
     for (uint64_t seed = 0; seed < 9; seed++) {
         tier t;
         if (!open_tier(&t, mapping, seed)) {
             return;
         }
         queue_write(&t, 0, 1);
-        transfer(&t, KERNELS_STORE, list, 2);
-        transfer(&t, KERNELS_LOAD, list, 2);
+        transfer(&t, KERNELS_STORE, out, 2);
+        transfer(&t, KERNELS_LOAD, back, 2);
         if (seed % 3 == 0) {
             cuda()->host_close(t.device);
         } else if (seed % 3 == 1) {
