@@ -185,6 +185,7 @@ static perch_status open_store(perch_engine *e, perch_error *err) {
                                  .path = o->store_path,
                                  .address = o->store_address,
                                  .prefix = o->store_prefix,
+                                 .password_file = o->store_password_file,
                                  .timeout_ms = o->store_timeout_ms,
                                  .lease_ms = o->store_lease_ms,
                                  .max_bytes = o->store_max_bytes,

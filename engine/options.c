@@ -160,6 +160,8 @@ static const option table[] = {
     {INFO("store", "prefix", "text", "perch",
           "What all keys in redis begin with. Engines with the same prefix share their sequences."),
      FIELD(store_prefix), .kind = OPTION_TEXT, .info.range = ""},
+    {INFO("store", "password_file", "path", "", "A file whose first line is the password for redis; empty is none."),
+     FIELD(store_password_file), .kind = OPTION_PATH, .info.range = ""},
     {INFO("store", "timeout_ms", "integer", "1000",
           "How long redis may take to connect, and to answer; then it counts as failed."),
      FIELD(store_timeout_ms), .kind = OPTION_U32, RANGE(1, 600000)},

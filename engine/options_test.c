@@ -136,6 +136,7 @@ static const struct {
     {"store.path", {{"/var/lib/perch", "/var/lib/perch"}, {"", ""}}, {NULL}},
     {"store.address", {{"unix:/run/redis.sock", "unix:/run/redis.sock"}, {"[::1]:6379", "[::1]:6379"}}, {NULL}},
     {"store.prefix", {{"{perch}", "{perch}"}, {"", ""}}, {NULL}},
+    {"store.password_file", {{"/run/secrets/redis", "/run/secrets/redis"}, {"", ""}}, {NULL}},
     {"store.timeout_ms", {{"1", "1"}, {"600000", "600000"}}, {"0", "600001", "auto"}},
     {"store.lease_ms", {{"100", "100"}, {"3600000", "3600000"}}, {"99", "3600001"}},
     {"store.max_bytes", {{"0", "0"}, {"10G", "10G"}}, {"-1", "much"}},

@@ -34,6 +34,7 @@ typedef struct redis {
     char host[PERCH_PATH_CAP]; /* or the path of the socket */
     int port;                  /* 0 = a socket */
     char prefix[PERCH_PATH_CAP];
+    char password[512]; /* "" = none */
     char lease_ms[NUMBER_CAP], max_bytes[NUMBER_CAP], ttl_ms[NUMBER_CAP], empty_hash[NUMBER_CAP];
     uint32_t timeout_ms;
 } redis;
@@ -120,9 +121,28 @@ static perch_status load_scripts(redis *r, perch_error *err) {
     return status;
 }
 
+static perch_status authenticate(redis *r, perch_error *err) {
+    const char *args[] = {"AUTH", r->password};
+    const size_t lengths[] = {4, strlen(r->password)};
+    redisReply *reply = NULL;
+    perch_status status = redis_link_append(&r->link, 2, args, lengths, err);
+    if (!status) {
+        status = redis_link_reply(&r->link, &reply, err);
+    }
+    if (!status && reply->type != REDIS_REPLY_STATUS) {
+        status =
+            err_set(err, PERCH_E_STORE, "%s", reply->type == REDIS_REPLY_ERROR ? reply->str : "an unexpected reply");
+    }
+    freeReplyObject(reply);
+    return status;
+}
+
 static perch_status connect_now(redis *r, perch_error *err) {
     perch_error why;
     perch_status status = redis_link_open(&r->link, r->host, r->port, r->timeout_ms, &why);
+    if (!status && r->password[0]) {
+        status = authenticate(r, &why);
+    }
     if (!status) {
         status = load_scripts(r, &why);
     }
@@ -491,6 +511,26 @@ static perch_status parse_address(redis *r, const char *address, perch_error *er
     return PERCH_OK;
 }
 
+/* The file's first line. */
+static perch_status read_password(redis *r, const char *path, perch_error *err) {
+    if (!*path) {
+        return PERCH_OK;
+    }
+    FILE *file = fopen(path, "re");
+    if (!file) {
+        return err_set(err, PERCH_E_CONFIG, "[store] password_file: %.300s: %s", path, strerror(errno));
+    }
+    setvbuf(file, NULL, _IONBF, 0); /* no copy of it is left behind */
+    bool is_read = fgets(r->password, sizeof r->password, file) != NULL;
+    size_t n = is_read ? strcspn(r->password, "\r\n") : 0;
+    bool is_whole = n + 1 < sizeof r->password;
+    fclose(file);
+    r->password[n] = 0;
+    return n && is_whole ? PERCH_OK
+                         : err_set(err, PERCH_E_CONFIG, "[store] password_file: %.300s: its first line is %s", path,
+                                   n ? "too long" : "empty");
+}
+
 static void put_number(char out[NUMBER_CAP], uint64_t number) {
     snprintf(out, NUMBER_CAP, "%llu", (unsigned long long)number);
 }
@@ -508,9 +548,13 @@ static perch_status redis_open(const store_config *config, void **out, perch_err
     snprintf(r->prefix, sizeof r->prefix, "%s", config->prefix);
     perch_status status = parse_address(r, config->address, err);
     if (!status) {
+        status = read_password(r, config->password_file, err);
+    }
+    if (!status) {
         status = store_make_key(r->engine, err);
     }
     if (status) {
+        explicit_bzero(r->password, sizeof r->password);
         free(r);
         return status;
     }
@@ -539,6 +583,7 @@ static void redis_close(void *state) {
         run(r, &p, NULL);
     }
     redis_link_close(&r->link);
+    explicit_bzero(r->password, sizeof r->password);
     free(r);
 }
 

@@ -378,6 +378,55 @@ static void lost_scripts_and_closed_connections_are_made_good(void) {
     testing_remove_folder(folder);
 }
 
+static void a_password_is_needed_and_given(void) {
+    testing_redis r;
+    char folder[64], file[96];
+    static testing_sequence q;
+    perch_error err;
+    store *s;
+    snprintf(folder, sizeof folder, "%s", testing_folder());
+    snprintf(file, sizeof file, "%s/password", folder);
+    if (!testing_redis_start(&r, folder)) {
+        testing_remove_folder(folder);
+        return;
+    }
+    static const struct {
+        const char *line;
+        perch_status open, take;
+        const char *piece;
+    } cases[] = {{"open sesame\nnot this\n", PERCH_OK, PERCH_OK, ""},
+                 {"open sesame", PERCH_OK, PERCH_OK, ""},
+                 {"sesame\n", PERCH_OK, PERCH_E_STORE, "WRONGPASS"},
+                 {"\n", PERCH_E_CONFIG, PERCH_OK, "empty"},
+                 {NULL, PERCH_E_CONFIG, PERCH_OK, "No such file"}};
+    command(&r, "CONFIG SET requirepass %s", "open sesame");
+    store_config config = testing_config(PERCH_STORE_REDIS, folder, &r);
+    s = testing_open(&config);
+    CU_ASSERT(testing_take(s, &q, "k", false, &err) == PERCH_E_STORE && strstr(err.message, "NOAUTH"));
+    store_close(s);
+    config.password_file = file;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        FILE *out = cases[i].line ? fopen(file, "w") : NULL;
+        if (out) {
+            fputs(cases[i].line, out);
+            fclose(out);
+        } else {
+            unlink(file);
+        }
+        perch_status status = store_open(&config, &s, &err);
+        CHECK_MSG(status == cases[i].open && (!status || strstr(err.message, cases[i].piece)), "case %zu: %s", i,
+                  perch_status_name(status));
+        if (!status) {
+            status = testing_take(s, &q, "k", false, &err);
+            CHECK_MSG(status == cases[i].take && (!status || strstr(err.message, cases[i].piece)), "case %zu: %s", i,
+                      perch_status_name(status));
+            store_close(s);
+        }
+    }
+    testing_redis_kill(&r);
+    testing_remove_folder(folder);
+}
+
 static void addresses_are_checked(void) {
     static const char *const bad[] = {"",       ":6379",    "host:", "host:0", "host:65536",
                                       "host:x", "host:12x", "::1",   "unix:"};
@@ -406,6 +455,7 @@ int main(int argc, char **argv) {
         TEST(replies_that_are_garbage_are_a_status),
         TEST(a_killed_server_is_a_status_at_once_and_its_return_is_noticed),
         TEST(lost_scripts_and_closed_connections_are_made_good),
+        TEST(a_password_is_needed_and_given),
         TEST(addresses_are_checked),
     };
     return test_main("redis_fault_test", tests, sizeof tests / sizeof *tests, argc, argv);

@@ -96,18 +96,19 @@ static void carry_out(store *s, store_op **ops, size_t n) {
     } else {
         acquire(s, ops[0], &err);
     }
-    uint64_t n_commits = 0, n_failures = 0;
+    pthread_mutex_lock(&s->lock);
     for (size_t i = 0; i < n; i++) {
-        n_commits += ops[i]->kind == STORE_PUT && !ops[i]->status;
-        n_failures += ops[i]->status == PERCH_E_STORE || ops[i]->status == PERCH_E_NOMEM;
+        s->counts.n_commits += ops[i]->kind == STORE_PUT && !ops[i]->status;
+        s->counts.n_failures += ops[i]->status == PERCH_E_STORE || ops[i]->status == PERCH_E_NOMEM;
+    }
+    pthread_mutex_unlock(&s->lock);
+    for (size_t i = 0; i < n; i++) {
         perch_error why = err;
         refusal(ops[i], &why);
         ops[i]->done(ops[i], &why);
     }
     pthread_mutex_lock(&s->lock);
     s->n_done += n;
-    s->counts.n_commits += n_commits;
-    s->counts.n_failures += n_failures;
     pthread_cond_broadcast(&s->idle);
     pthread_mutex_unlock(&s->lock);
 }

@@ -36,13 +36,14 @@ typedef struct store store;
 
 typedef struct store_config {
     perch_store kind;
-    const char *path;    /* LMDB: folder, made if it is not there */
-    const char *address; /* Redis: HOST, HOST:PORT or unix:PATH */
-    const char *prefix;  /* Redis: of all keys */
-    uint32_t timeout_ms; /* Redis: for a connection, and for the replies to a group */
-    uint32_t lease_ms;   /* Redis */
-    uint64_t max_bytes;  /* 0 = no limit */
-    uint64_t ttl_ms;     /* 0 = no limit */
+    const char *path;          /* LMDB: folder, made if it is not there */
+    const char *address;       /* Redis: HOST, HOST:PORT or unix:PATH */
+    const char *prefix;        /* Redis: of all keys */
+    const char *password_file; /* Redis: "" = none */
+    uint32_t timeout_ms;       /* Redis: for a connection, and for the replies to a group */
+    uint32_t lease_ms;         /* Redis */
+    uint64_t max_bytes;        /* 0 = no limit */
+    uint64_t ttl_ms;           /* 0 = no limit */
 } store_config;
 
 /* All that is known of a sequence beside its tokens. */

@@ -76,6 +76,7 @@ store_config testing_config(perch_store kind, const char *folder, const testing_
                           .path = folder,
                           .address = r ? r->address : "",
                           .prefix = "test",
+                          .password_file = "",
                           .timeout_ms = 20000,
                           .lease_ms = 60000};
 }

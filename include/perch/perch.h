@@ -157,13 +157,14 @@ typedef struct perch_options {
 
     /* [store], keys without "store_" */
     perch_store store_backend;
-    char store_path[PERCH_PATH_CAP];    /* lmdb: its folder */
-    char store_address[PERCH_PATH_CAP]; /* redis: HOST, HOST:PORT or unix:PATH */
-    char store_prefix[PERCH_PATH_CAP];  /* redis: what all its keys begin with */
-    uint32_t store_timeout_ms;          /* redis: connecting, and answering a group of writes */
-    uint32_t store_lease_ms;            /* redis: after so long without a sign of life others may open what it had */
-    uint64_t store_max_bytes;           /* retained at most; 0 = no limit */
-    uint64_t store_ttl;                 /* seconds that a sequence nobody uses is retained; 0 = for ever */
+    char store_path[PERCH_PATH_CAP];          /* lmdb: its folder */
+    char store_address[PERCH_PATH_CAP];       /* redis: HOST, HOST:PORT or unix:PATH */
+    char store_prefix[PERCH_PATH_CAP];        /* redis: what all its keys begin with */
+    char store_password_file[PERCH_PATH_CAP]; /* redis: its first line is the password; "" = there is none */
+    uint32_t store_timeout_ms;                /* redis: connecting, and answering a group of writes */
+    uint32_t store_lease_ms;  /* redis: after so long without a sign of life others may open what it had */
+    uint64_t store_max_bytes; /* retained at most; 0 = no limit */
+    uint64_t store_ttl;       /* seconds that a sequence nobody uses is retained; 0 = for ever */
 
     /* not in the INI file */
     perch_progress_fn progress; /* may be NULL */
