@@ -198,10 +198,10 @@ static bool is_of(const planner *pl, const kind *k, const kernels_row *row) {
     return k->small == ((uint64_t)row->n_tokens * pl->n_group <= CUDA_SMALL_QUERIES);
 }
 
-/* The logarithm of what the row's last tile sees. */
+/* The logarithm of what a tile at the row's end sees. */
 static uint32_t length_of(const planner *pl, const kind *k, const kernels_row *row) {
-    uint32_t n_tokens = tokens_of_tile(k, row->n_tokens), last = (row->n_tokens - 1) / n_tokens * n_tokens;
-    uint32_t n = seen_by(pl, row, last, row->n_tokens - last).n, i = 0;
+    uint32_t n_tokens = tokens_of_tile(k, row->n_tokens);
+    uint32_t n = seen_by(pl, row, row->n_tokens - n_tokens, n_tokens).n, i = 0;
     while (n >>= 1) {
         i++;
     }

@@ -40,7 +40,8 @@ static perch_status check_batch(const kernels_device *device, const kernels_batc
     }
     for (uint32_t r = 0; r < batch->n_rows; r++) {
         const kernels_row *row = &batch->rows[r];
-        if (row->slot >= limits->max_batch_size || (device->kv.is_open && row->slot >= device->kv.shape.n_slots) ||
+        if (row->n_tokens == 0 || row->slot >= limits->max_batch_size ||
+            (device->kv.is_open && row->slot >= device->kv.shape.n_slots) ||
             (uint64_t)row->first_token + row->n_tokens > batch->n_tokens ||
             (uint64_t)row->first_position + row->n_tokens > limits->session_len) {
             return err_set(err, PERCH_E_INVALID, "row %u: tokens %u + %u at position %u in slot %u do not fit", r,

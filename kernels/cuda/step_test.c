@@ -652,11 +652,8 @@ static void what_does_not_fit_is_refused(void) {
                                 .logit_tokens = st.logit_tokens};
     const struct {
         uint32_t *value, wrong;
-    } changes[] = {{&st.positions[1], SESSION},
-                   {&st.token_row[1], SLOTS},
-                   {&st.rows[0].slot, SLOTS},
-                   {&st.rows[0].n_tokens, 99},
-                   {&st.rows[0].first_position, SESSION}};
+    } changes[] = {{&st.positions[1], SESSION}, {&st.token_row[1], SLOTS}, {&st.rows[0].slot, SLOTS},
+                   {&st.rows[0].n_tokens, 99},  {&st.rows[0].n_tokens, 0}, {&st.rows[0].first_position, SESSION}};
     for (size_t i = 0; i < sizeof changes / sizeof changes[0]; i++) {
         uint32_t right = *changes[i].value;
         *changes[i].value = changes[i].wrong;
