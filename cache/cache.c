@@ -25,8 +25,8 @@ uint32_t cache_pages_per_slot(const cache_config *config) {
 }
 
 typedef struct sizes {
-    size_t pages, slots, places, commands, nodes, buckets; /* bytes of the arrays */
-    size_t cap_commands, n_nodes, n_buckets;
+    size_t pages, slots, places, commands, nodes, buckets, frames, queue; /* bytes of the arrays */
+    size_t cap_commands, n_nodes, n_buckets, queue_cap;
 } sizes;
 
 /* Groups that can end in pages: more can't have KV, whoever they belong to. And two buckets for each. */
@@ -45,6 +45,13 @@ static bool count_nodes(const cache_config *config, sizes *out) {
            mul_size(out->n_buckets, sizeof(uint32_t), &out->buckets);
 }
 
+/* As many copies may be under way as there are pages, or frames. */
+static bool count_copies(const cache_config *config, sizes *out) {
+    out->queue_cap = config->n_pages < config->n_frames ? config->n_pages : config->n_frames;
+    return mul_size(config->n_frames, sizeof(cache_frame), &out->frames) &&
+           mul_size(out->queue_cap, sizeof(cache_moving), &out->queue);
+}
+
 /*
  * The command list is long enough for a step in which every slot is pinned anew and filled to its end, and the pages of
  * the partly valid group copied: for each place a MAP, room for the UNMAP that may follow, and room for the UNMAP of
@@ -58,7 +65,8 @@ static bool compute_sizes(const cache_config *config, sizes *out) {
            mul_size(n_slots, per_slot, &out->cap_commands) &&
            mul_size(out->cap_commands, sizeof(kv_command), &out->commands) &&
            mul_size(n_places, sizeof(uint32_t), &out->places) && mul_size(n_slots, sizeof(cache_slot), &out->slots) &&
-           mul_size(config->n_pages, sizeof(cache_page), &out->pages) && count_nodes(config, out);
+           mul_size(config->n_pages, sizeof(cache_page), &out->pages) && count_nodes(config, out) &&
+           count_copies(config, out);
 }
 
 static perch_status check_config(const cache_config *config, perch_error *err) {
@@ -89,7 +97,7 @@ uint64_t cache_host_bytes(const cache_config *config) {
     if (check_config(config, NULL) != PERCH_OK || !compute_sizes(config, &s)) {
         return 0;
     }
-    return sizeof(cache) + s.pages + s.slots + s.places + s.commands + s.nodes + s.buckets;
+    return sizeof(cache) + s.pages + s.slots + s.places + s.commands + s.nodes + s.buckets + s.frames + 2 * s.queue;
 }
 
 /* ------------------------------------------------------- create, destroy -- */
@@ -119,9 +127,15 @@ perch_status cache_create(const cache_config *config, cache **out, perch_error *
     c->commands = calloc(1, s.commands);
     c->nodes = s.nodes ? calloc(1, s.nodes) : NULL;
     c->buckets = s.nodes ? calloc(1, s.buckets) : NULL;
+    if (config->n_frames) {
+        c->frames = calloc(1, s.frames);
+        c->queues[0].items = calloc(1, s.queue);
+        c->queues[1].items = calloc(1, s.queue);
+    }
     list_init(&c->lru);
     list_init(&c->closed);
-    if (!c->pages || !c->slots || !c->places || !c->commands || (s.nodes && (!c->nodes || !c->buckets))) {
+    if (!c->pages || !c->slots || !c->places || !c->commands || (s.nodes && (!c->nodes || !c->buckets)) ||
+        (config->n_frames && (!c->frames || !c->queues[0].items || !c->queues[1].items))) {
         cache_destroy(c);
         return err_nomem(err, "the cache's tables of pages, slots, commands and prefixes");
     }
@@ -129,7 +143,9 @@ perch_status cache_create(const cache_config *config, cache **out, perch_error *
     c->bucket_mask = s.n_buckets - 1;
     pool_init(c);
     slot_init(c);
+    c->queue_cap = s.queue_cap;
     prefix_init(c);
+    tier_init(c);
     *out = c;
     return PERCH_OK;
 }
@@ -147,6 +163,9 @@ void cache_destroy(cache *c) {
     free(c->commands);
     free(c->nodes);
     free(c->buckets);
+    free(c->frames);
+    free(c->queues[0].items);
+    free(c->queues[1].items);
     free(c);
 }
 
@@ -285,6 +304,7 @@ perch_status cache_extend(cache *c, cache_entry *e, uint32_t n_tokens) {
         return PERCH_E_AGAIN;
     }
     evict_for(c, e, &growth);
+    tier_write(c, e, growth.first, growth.end);
     own_pages(c, e, &growth);
     add_pages(c, e, growth.n_pages);
     e->n_ready = n_tokens > e->n_valid ? n_tokens : e->n_valid;
@@ -305,8 +325,9 @@ void cache_unpin(cache *c, cache_entry *e) {
     if (!e->pinned) {
         return;
     }
-    e->pinned = false;
+    e->pinned = e->saved = false;
     prefix_forget_promises(c, e);
+    tier_cancel(c, e);
     for (uint32_t i = 0; i < e->n_pages; i++) {
         pool_unpin(c, e->pages[i]);
     }
@@ -330,6 +351,9 @@ void cache_stats_get(const cache *c, cache_stats *out) {
         .n_closed_entries = c->n_closed,
         .n_nodes = c->n_nodes_used,
         .adopted_tokens = c->adopted_tokens,
+        .saved_pages = c->saved_pages,
+        .restored_pages = c->restored_pages,
+        .restored_tokens = c->restored_tokens,
         .evictions = c->evictions,
         .evicted_pages = c->evicted_pages,
         .copied_pages = c->copied_pages,

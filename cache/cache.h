@@ -43,6 +43,7 @@ typedef struct cache_config {
     uint32_t session_len; /* tokens; sizes a slot: ceil(ceil(session_len / 16) * group_bytes / page_bytes) pages */
     uint32_t chunk_pages; /* an entry grows by multiples of this (capped at the slot); 0 = the whole slot at once */
     bool prefix_index;    /* entries find what others have computed of their tokens */
+    uint32_t n_frames;    /* of the host tier, each with room for a page; 0 = there is none */
 } cache_config;
 
 typedef struct cache_stats {
@@ -50,10 +51,11 @@ typedef struct cache_stats {
     uint32_t n_pinned; /* pages with a pinned owner */
     uint32_t n_idle;   /* pages with idle owners only: n_free + n_pinned + n_idle = n_pages */
     uint32_t n_slots, n_slots_pinned;
-    uint64_t n_resident_entries; /* idle entries that hold pages, */
-    uint64_t n_closed_entries;   /* and those that were closed and hold some */
-    uint32_t n_nodes;            /* groups of tokens that the index knows */
-    uint64_t adopted_tokens;     /* since create: what entries took from others */
+    uint64_t n_resident_entries;                           /* idle entries that hold pages, */
+    uint64_t n_closed_entries;                             /* and those that were closed and hold some */
+    uint32_t n_nodes;                                      /* groups of tokens that the index knows */
+    uint64_t adopted_tokens;                               /* since create: what entries took from others */
+    uint64_t saved_pages, restored_pages, restored_tokens; /* since create: copied to the host tier, and back */
     /*
      * Since create. evictions: times that an entry lost valid KV to someone else, at most once a call that evicts, closed
      * ones not counted; evicted_pages: pages that carried it. Spare pages that are taken from an idle entry are not counted.
@@ -149,6 +151,43 @@ perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint3
  */
 void cache_publish(cache *c, cache_entry *e, const int32_t *tokens, uint32_t n_tokens);
 void cache_promise(cache *c, cache_entry *e, const int32_t *tokens, uint32_t n_tokens);
+
+/*
+ * The host tier. Idle entries that are next to be evicted are copied to frames ahead of time (save), so that eviction itself
+ * never waits: it drops pages whose bytes are safe, and those that are not are computed again. What an entry has lost comes back by
+ * copies as well (load) once it has pages for it. Copies run beside the steps; the engine carries them out and reports
+ * when they are done. A frame is used again for another page in the order of last use, and whoever counted on it notices.
+ */
+typedef enum cache_direction { CACHE_STORE = 0, CACHE_LOAD = 1 } cache_direction;
+
+typedef struct cache_transfer {
+    uint32_t page, frame;
+} cache_transfer;
+
+/* Asks for copies of the pages that will be evicted next, as far as they have none. O(pages that it looks at, bounded) */
+void cache_save(cache *c);
+
+/* How many of the first n_tokens tokens the idle, reserved entry could have without computing: on the device or by load. */
+uint32_t cache_restorable(cache *c, cache_entry *e, uint32_t n_tokens);
+
+/*
+ * After pin and an extend to n_tokens at least: asks for what the last cache_restorable found. Returns what it has when that is
+ * done, n_valid if it is nothing more. Until then the entry is `loading`, and is neither extended nor committed; unpin gives it up.
+ */
+uint32_t cache_load(cache *c, cache_entry *e);
+/* What truncate does to copies alone: for tokens whose KV the entry has lost, and that the sequence turned out not to have. */
+void cache_truncate_copies(cache *c, cache_entry *e, uint32_t n_tokens);
+bool cache_entry_loading(const cache_entry *e);
+uint32_t cache_entry_n_saved(const cache *c, const cache_entry *e); /* tokens beyond n_valid that the tier has */
+
+/* Copies asked for and not sent yet: the first of them, at most cap. Behind the commands of the same time. */
+size_t cache_transfers(const cache *c, cache_direction direction, cache_transfer *out, size_t cap);
+/* The first n of those are under way as `ticket`; tickets count up in each direction. */
+void cache_transfers_sent(cache *c, cache_direction direction, size_t n, uint64_t ticket);
+/* All up to that ticket are done. */
+void cache_transfers_done(cache *c, cache_direction direction, uint64_t ticket);
+/* The newest ticket under way; 0: none. */
+uint64_t cache_transfers_pending(const cache *c, cache_direction direction);
 
 typedef struct cache_found {
     uint32_t n_tokens;         /* some entry, perhaps e, has the KV of so many of the tokens, in whole groups; */

@@ -167,6 +167,31 @@ static const char *check_places(const cache *c, recount *n) {
                                                            : NULL;
 }
 
+/* Copies under way hold their pages, and keep their frames out of the list of those that can be used again. */
+static const char *check_queues(const cache *c, recount *n) {
+    uint32_t n_lru = 0, n_busy = 0;
+    for (int direction = 0; direction < 2; direction++) {
+        const cache_queue *q = &c->queues[direction];
+        for (uint64_t i = q->begin; i < q->end; i++) {
+            const cache_moving *m = &q->items[i % c->queue_cap];
+            n->owners[m->page]++;
+            n->pinned[m->page]++;
+            if (c->frames[m->frame].n_busy == 0 || (m->entry && (!m->entry->pinned || !m->entry->n_loading))) {
+                return "a copy is under way for a frame or an entry that does not know of it";
+            }
+        }
+    }
+    for (const list_link *at = c->frame_lru.next; at != &c->frame_lru; at = at->next) {
+        if (at->next->prev != at || n_lru++ > c->config.n_frames || ((const cache_frame *)at)->n_busy) {
+            return "the list of frames is broken";
+        }
+    }
+    for (uint32_t frame = 0; frame < c->config.n_frames; frame++) {
+        n_busy += c->frames[frame].n_busy > 0;
+    }
+    return n_lru + n_busy == c->config.n_frames ? NULL : "a frame is lost";
+}
+
 static const char *check_pages(const cache *c, const recount *n) {
     uint32_t n_free = 0, n_pinned = 0;
     bool behind_mapped = false;
@@ -215,6 +240,7 @@ const char *cache_check(const cache *c) {
         broken = check_entries(c, &n);
         broken = broken ? broken : check_slots(c);
         broken = broken ? broken : check_places(c, &n);
+        broken = broken ? broken : check_queues(c, &n);
         broken = broken ? broken : check_pages(c, &n);
         broken = broken ? broken : check_nodes(c, &n);
     }

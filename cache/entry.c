@@ -30,6 +30,7 @@ void cache_entry_destroy(cache *c, cache_entry *e) {
     }
     cache_truncate(c, e, 0);
     free(e->pages);
+    free(e->copies);
     free(e);
 }
 
@@ -61,6 +62,12 @@ static perch_status ensure_array(const cache *c, cache_entry *e, perch_error *er
     if (!e->pages) {
         e->pages = calloc(c->pages_per_slot, sizeof *e->pages);
     }
+    if (e->pages && !e->copies && c->config.n_frames) {
+        e->copies = calloc(c->pages_per_slot, sizeof *e->copies);
+        if (!e->copies) {
+            return err_nomem(err, "the copies of a cache entry");
+        }
+    }
     return e->pages ? PERCH_OK : err_nomem(err, "the page array of a cache entry");
 }
 
@@ -72,19 +79,23 @@ perch_status cache_entry_reserve(cache *c, cache_entry *e, perch_error *err) {
     return status;
 }
 
-static void free_array_if_unused(cache_entry *e) {
+static void free_arrays_if_unused(const cache *c, cache_entry *e) {
     if (e->n_pages == 0 && e->n_reserved == 0 && !e->pinned) {
         free(e->pages);
         e->pages = NULL;
+        if (e->copies && cache_entry_n_saved(c, e) == 0) {
+            free(e->copies);
+            e->copies = NULL;
+            e->n_saved = 0;
+        }
     }
 }
 
 void cache_entry_release(cache *c, cache_entry *e) {
-    (void)c;
     if (e->n_reserved > 0) {
         e->n_reserved--;
     }
-    free_array_if_unused(e);
+    free_arrays_if_unused(c, e);
 }
 
 uint64_t cache_entry_namespace(const cache_entry *e) { return e->name_space; }
@@ -107,9 +118,10 @@ void entry_settle(cache *c, cache_entry *e) {
         return;
     }
     list_remove(&e->link);
-    free_array_if_unused(e);
+    free_arrays_if_unused(c, e);
     if (e->closed) {
         c->n_closed--;
+        free(e->copies);
         free(e);
         return;
     }
@@ -131,6 +143,7 @@ void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens) {
     }
     uint32_t keep = cache_pages_for(c, n_tokens);
     prefix_shrink(c, e, n_tokens);
+    cache_truncate_copies(c, e, n_tokens);
     e->n_valid = e->n_valid < n_tokens ? e->n_valid : n_tokens;
     e->n_ready = e->n_ready < n_tokens ? e->n_ready : n_tokens;
     if (e->n_pages <= keep) {
@@ -150,6 +163,7 @@ void entry_share(cache *c, const cache_entry *parent, cache_entry *child, uint32
     }
     child->n_pages = n_pages;
     child->n_valid = n_valid;
+    child->saved = false;
     prefix_inherit(c, parent, child, n_valid);
     list_push_back(&c->lru, &child->link);
     c->n_resident++;
@@ -168,6 +182,7 @@ perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint3
     if (status != PERCH_OK) {
         return status;
     }
+    child->n_saved = 0;
     entry_share(c, parent, child, n_valid);
     return PERCH_OK;
 }

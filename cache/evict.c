@@ -4,6 +4,7 @@
 /* Takes v's last page; where that leaves a page of the grower with no other owner, there is one copy less to make. */
 static void take_last(cache *c, cache_entry *v, const cache_entry *grower, cache_growth *growth) {
     uint32_t index = v->n_pages - 1, page = v->pages[index];
+    tier_lost(c, v, index);
     entry_drop_last(c, v);
     if (growth && index >= growth->first && index < growth->end && grower->pages[index] == page &&
         c->pages[page].n_owners == 1) {
@@ -17,6 +18,7 @@ static void take_last(cache *c, cache_entry *v, const cache_entry *grower, cache
  */
 static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *grower, cache_growth *growth) {
     uint32_t n_carrying = cache_pages_for(c, v->n_valid);
+    v->n_saved = v->n_saved > v->n_valid ? v->n_saved : v->n_valid;
     while (v->n_pages > keep && !(growth && c->n_free >= growth->n_need)) {
         take_last(c, v, grower, growth);
     }
@@ -26,6 +28,9 @@ static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *
     }
     if (v->n_pages < n_carrying) {
         /* Fewer whole groups than n_valid's tokens lay in. */
+        if (v->n_pages > 0) { /* the beginning of a group that it has lost may lie in the last one */
+            tier_lost(c, v, v->n_pages - 1);
+        }
         v->n_valid = (uint32_t)n_whole * KV_GROUP_TOKENS;
         prefix_shrink(c, v, v->n_valid);
         v->n_evictions++;

@@ -15,6 +15,7 @@ void pool_claim(cache *c, uint32_t page) {
     c->n_free--;
     p->n_owners = 1;
     p->n_pinned = 1;
+    p->copy.generation = 0;
     c->n_pinned_pages++;
 }
 

@@ -243,8 +243,14 @@ void cache_adopt(cache *c, cache_entry *e, const cache_found *found, uint32_t n_
         return;
     }
     cache_entry *holder = holder_of(c, found->node);
-    e->n_reserved++; /* keeps its array through this */
-    cache_truncate(c, e, 0);
+    prefix_shrink(c, e, 0);
+    e->n_reserved++; /* keeps its arrays through this */
+    while (e->n_pages > 0) {
+        entry_drop_last(c, e);
+        if (e->n_pages == 0) {
+            entry_settle(c, e);
+        }
+    }
     e->n_reserved--;
     entry_share(c, holder, e, n);
     if (holder->closed) { /* somebody could use it: it goes later */

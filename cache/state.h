@@ -20,12 +20,43 @@
 #define CACHE_NO_PAGE UINT32_MAX
 #define CACHE_NO_NODE UINT32_MAX
 
+/*
+ * What a frame of the host tier has of a page: its bytes when the sequence had n_tokens tokens. There is none if the frame's
+ * generation is another by now.
+ */
+typedef struct cache_copy {
+    uint32_t frame, generation;
+    uint32_t n_tokens;
+} cache_copy;
+
+/* A frame that nothing is copied to or from is in c->frame_lru, those that were never used first. */
+typedef struct cache_frame {
+    list_link link;
+    uint32_t generation; /* counts up when the frame gets another content; from 1 */
+    uint32_t n_busy;     /* copies under way */
+    bool storing;        /* to it: its content is not there yet */
+} cache_frame;
+
+/* A copy that was asked for. It holds its page, as a pinned owner, until it is done. */
+typedef struct cache_moving {
+    uint64_t ticket;
+    uint32_t page, frame;
+    cache_entry *entry; /* LOAD: who waits for it; NULL: nobody any more */
+} cache_moving;
+
+/* Those of one direction, in order: [begin, sent) are under way, [sent, end) are to be sent. Numbers modulo cap. */
+typedef struct cache_queue {
+    cache_moving *items;
+    uint64_t begin, sent, end;
+} cache_queue;
+
 typedef struct cache_page {
     list_link link;      /* in free_pages while n_owners is 0 */
     uint32_t n_owners;   /* entries that hold it */
     uint32_t n_pinned;   /* of which pinned */
     uint32_t n_places;   /* places where it is mapped */
     uint64_t places_xor; /* of their numbers: what is left when there is one is that one */
+    cache_copy copy;     /* of what it holds */
 } cache_page;
 
 typedef struct cache_slot {
@@ -66,6 +97,13 @@ struct cache_entry {
     bool pinned;
     bool closed; /* nobody's any more: goes with its last page */
 
+    /* tier.c */
+    cache_copy *copies;  /* [pages_per_slot] of pages that it has lost; NULL without a host tier or a page array */
+    uint32_t n_saved;    /* tokens that it had when it lost them */
+    uint32_t n_loading;  /* copies that it waits for; */
+    uint32_t n_restored; /* then so many tokens are valid */
+    bool saved;          /* idle, and all of its pages have copies */
+
     /* prefix.c. The nodes that it holds are those of its first groups; what it promises follows on them. */
     uint64_t name_space;
     uint32_t held, n_held;           /* the last one, and how many */
@@ -88,6 +126,12 @@ struct cache {
     uint32_t *buckets; /* [bucket_mask + 1] */
     uint64_t bucket_mask;
     uint32_t n_nodes, n_nodes_used, free_node;
+
+    cache_frame *frames; /* [config.n_frames] */
+    list_link frame_lru;
+    cache_queue queues[2]; /* by cache_direction */
+    uint64_t queue_cap;
+    uint64_t saved_pages, restored_pages, restored_tokens;
 
     list_link free_pages; /* those mapped nowhere first, then in the order in which they became free */
     list_link free_slots; /* the last one released first: most of its stale pages are still free */
@@ -143,6 +187,12 @@ void prefix_init(cache *c);
 void prefix_shrink(cache *c, cache_entry *e, uint32_t n_tokens); /* holds only what lies within n_tokens */
 void prefix_inherit(cache *c, const cache_entry *from, cache_entry *e, uint32_t n_tokens);
 void prefix_forget_promises(cache *c, cache_entry *e);
+
+/* --- tier.c */
+void tier_init(cache *c);
+void tier_lost(cache *c, cache_entry *e, uint32_t index); /* evicted: its copy is what is left of the page */
+void tier_write(cache *c, cache_entry *e, uint32_t first, uint32_t end); /* these pages are written behind n_valid */
+void tier_cancel(cache *c, cache_entry *e);                              /* waits for nothing any more */
 
 /* --- evict.c. Who gives up pages next; NULL: there is nobody idle */
 cache_entry *evict_next(const cache *c);

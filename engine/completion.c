@@ -116,6 +116,7 @@ static void leave_flights(perch_engine *e, completion *c) {
     if (cache_entry_n_valid(c->seq->entry) > c->seq->n_tokens) {
         cache_truncate(e->kv, c->seq->entry, c->seq->n_tokens);
     }
+    cache_truncate_copies(e->kv, c->seq->entry, c->seq->n_tokens); /* it may have lost that KV already */
     uint32_t n_valid = cache_entry_n_valid(c->seq->entry);
     c->seq->n_computed = c->seq->n_computed > n_valid ? c->seq->n_computed : n_valid;
 }

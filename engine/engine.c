@@ -128,6 +128,9 @@ static perch_status open_device(perch_engine *e, const perch_options *o, plan_pa
         status = e->backend->kv_open(e->device, &kv, err);
         e->kv_is_open = !status;
     }
+    if (!status && parts->cache.n_frames) {
+        status = e->backend->host_open(e->device, parts->cache.n_frames, err);
+    }
     return status;
 }
 
@@ -367,6 +370,9 @@ perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error
     stats->evicted_pages = kv.evicted_pages;
     stats->copied_pages = kv.copied_pages;
     stats->prefix_tokens = kv.adopted_tokens;
+    stats->saved_pages = kv.saved_pages;
+    stats->restored_pages = kv.restored_pages;
+    stats->restored_tokens = kv.restored_tokens;
     stats->mapped_pages = kv.maps;
     stats->unmapped_pages = kv.unmaps;
     stats->sequences_resident = kv.n_resident_entries;

@@ -239,6 +239,11 @@ void engine_leave(perch_engine *e);
 bool engine_step(perch_engine *e);
 void *step_main(void *engine);
 
+/* transfers.c: copies to and from the host tier: sent, their ends reported, and waited for (without the lock). */
+perch_status transfers_send(perch_engine *e, perch_error *err);
+perch_status transfers_poll(perch_engine *e, perch_error *err);
+perch_status transfers_wait(perch_engine *e, perch_error *err);
+
 /* device.c: the type that a model is computed in on a backend; the backend and its device, opened. */
 kernels_dtype device_dtype(const perch_options *options, const model_config *config, const kernels_backend *backend);
 perch_status device_open(const perch_options *options, const model_config *config, const kernels_backend *backend,

@@ -123,6 +123,10 @@ static const option table[] = {
           "Size of a page of mapping = vmm; a multiple of the device's granularity."),
      FIELD(page_bytes), .kind = OPTION_U64, .sized = true, .automatic = true, .fits = is_page_size,
      .info.range = "4K..1G, powers of two"},
+    {INFO("cache", "host_bytes", "bytes", "0",
+          "Host memory for copies of KV that is evicted, which then comes back by copying instead of computing; 0 is "
+          "none."),
+     FIELD(host_bytes), .kind = OPTION_U64, .sized = true, RANGE(0, 18446744073709551615)},
     {INFO("cache", "prefix_index", "on | off", "on",
           "Sequences of one namespace find the KV of tokens that they have in common at their beginning, also that of "
           "closed "

@@ -120,6 +120,7 @@ static const struct {
     {"cache.page_bytes",
      {{"4096", "4K"}, {"64K", "64K"}, {"2M", "2M"}, {"1G", "1G"}, {"auto", "auto"}, {"0", "auto"}},
      {"2048", "2G", "12K", "-4096", "1"}},
+    {"cache.host_bytes", {{"0", "0"}, {"1025", "1025"}, {"64G", "64G"}}, {"-1", "auto", "1.5G"}},
     {"cache.prefix_index", {{"on", "on"}, {"off", "off"}}, {"auto", "", "1"}},
     {"sampling.temperature",
      {{"0", "0"}, {"0.7", "0.7"}, {"100", "100"}, {"auto", "auto"}},

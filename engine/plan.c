@@ -124,8 +124,11 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
     bool shared = !backend->async;
     uint64_t table_bytes = table ? (uint64_t)kv->n_slots * cache_pages_per_slot(kv) * sizeof(uint8_t *) : 0;
     *(shared ? &plan->host_bytes : &plan->reserve_bytes) += table_bytes;
+    uint64_t n_frames = o->host_bytes / kv->page_bytes;
+    kv->n_frames = n_frames < UINT32_MAX ? (uint32_t)n_frames : UINT32_MAX - 1;
+    plan->host_tier_bytes = kv->n_frames * kv->page_bytes;
     uint64_t fixed = plan->weights_bytes + plan->workspace_bytes + plan->reserve_bytes;
-    fixed += shared ? plan->host_bytes : 0;
+    fixed += shared ? plan->host_bytes + plan->host_tier_bytes : 0;
     uint64_t left = plan->free_bytes > fixed ? plan->free_bytes - fixed : 0;
     perch_status status = choose_n_pages(o, left, parts, plan, err);
     plan->pool_bytes = (uint64_t)kv->n_pages * kv->page_bytes;
@@ -138,9 +141,9 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
         return err_set(err, PERCH_E_NO_ROOM,
                        "weights %.1f + workspace %.1f + %s %.1f + KV pool %.1f = %.1f MiB, but %.1f MiB are free",
                        mib(plan->weights_bytes), mib(plan->workspace_bytes),
-                       shared ? "bookkeeping" : "the device's own",
-                       mib(shared ? plan->host_bytes : plan->reserve_bytes), mib(plan->pool_bytes),
-                       mib(plan->total_bytes), mib(plan->free_bytes));
+                       shared ? "bookkeeping and host tier" : "the device's own",
+                       mib(shared ? plan->host_bytes + plan->host_tier_bytes : plan->reserve_bytes),
+                       mib(plan->pool_bytes), mib(plan->total_bytes), mib(plan->free_bytes));
     }
     return PERCH_OK;
 }

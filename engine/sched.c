@@ -138,7 +138,7 @@ static bool lacks_one(const sched_item *item) { return item->n_tokens - cache_en
 static void plan_decode(sched *s) {
     for (sched_item *item = s->running.head, *next; item; item = next) {
         next = item->next;
-        if (!lacks_one(item)) {
+        if (!lacks_one(item) || cache_entry_loading(item->entry)) {
             continue;
         }
         while (cache_extend(s->kv, item->entry, item->n_tokens) != PERCH_OK) {
@@ -164,7 +164,7 @@ static void plan_prefill(sched *s) {
         if (budget == 0) {
             break;
         }
-        if (item->planned_step == s->step) {
+        if (item->planned_step == s->step || cache_entry_loading(item->entry)) {
             continue;
         }
         uint32_t chunk = min_u32(lacking, budget);
@@ -245,7 +245,11 @@ static bool admit(sched *s, sched_item *item) {
     if (cache_entry_n_valid(item->entry) > keep) {
         cache_truncate(s->kv, item->entry, keep);
     }
-    if (!take_prefix(s, item, keep) || !cache_can_hold(s->kv, item->entry, item->n_tokens, s->n_running)) {
+    if (!take_prefix(s, item, keep)) {
+        return false;
+    }
+    cache_restorable(s->kv, item->entry, keep);
+    if (!cache_can_hold(s->kv, item->entry, item->n_tokens, s->n_running)) {
         return false;
     }
     if (cache_pin(s->kv, item->entry) != PERCH_OK) {
@@ -255,6 +259,7 @@ static bool admit(sched *s, sched_item *item) {
         cache_unpin(s->kv, item->entry);
         return false;
     }
+    uint32_t n_found = cache_load(s->kv, item->entry);
     if (item->tokens) {
         cache_promise(s->kv, item->entry, item->tokens, item->n_known);
     }
@@ -264,7 +269,7 @@ static bool admit(sched *s, sched_item *item) {
     item->rank = aged_priority(s, item);
     running_insert(s, item);
     if (s->on_admit) {
-        s->on_admit(s->user, item, cache_entry_n_valid(item->entry));
+        s->on_admit(s->user, item, n_found);
     }
     item->was_admitted = true;
     return true;

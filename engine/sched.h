@@ -92,7 +92,7 @@ typedef struct sched_config {
     uint32_t prefix_patience; /* steps */
 } sched_config;
 
-/* Told when an item is admitted, before anything is computed: n_valid tokens need not be computed again. */
+/* Told when an item is admitted, before anything is computed: n_valid tokens need not be computed again, but perhaps loaded. */
 typedef void (*sched_admit_fn)(void *user, sched_item *item, uint32_t n_valid);
 
 typedef struct sched_list {
@@ -127,7 +127,7 @@ void sched_preempt(sched *s, sched_item *item);
 
 /*
  * Decides the next step. Borrowed until the next call. No rows only if nothing waits and nothing runs, or if all of it depends on
- * steps that were planned before and are not published yet (cache_publish).
+ * steps that were planned before and are not published yet (cache_publish), or on copies (cache_load).
  */
 const sched_plan *sched_make_plan(sched *s);
 

@@ -60,8 +60,10 @@ static void step(perch_engine *e) {
     flight *now = &e->flights[e->lane], *before = &e->flights[(e->lane + 1) % KERNELS_LANES];
 
     completions_end_due(e);
+    perch_status status = transfers_poll(e, &err);
     const sched_plan *plan = sched_make_plan(&e->sched);
-    perch_status status = execute_commands(e, &err);
+    status = status ? status : execute_commands(e, &err);
+    status = status ? status : transfers_send(e, &err);
     if (!status && plan->n_rows) {
         status = launch(e, plan, begin_us, &err);
     }
@@ -75,6 +77,9 @@ static void step(perch_engine *e) {
     if (!status && now->busy && (now->host_chose || !e->backend->async)) {
         status = land(e, now, &err);
     }
+    if (!status && !plan->n_rows && !now->busy && !before->busy) {
+        status = transfers_wait(e, &err); /* nothing else can be done before them */
+    }
     if (status) {
         engine_poison(e, &err);
     }
@@ -82,7 +87,8 @@ static void step(perch_engine *e) {
 
 static bool has_work(const perch_engine *e) {
     return !e->dead &&
-           (e->sched.n_waiting || e->sched.n_running || e->cancelled || e->flights[0].busy || e->flights[1].busy);
+           (e->sched.n_waiting || e->sched.n_running || e->cancelled || e->flights[0].busy || e->flights[1].busy ||
+            cache_transfers_pending(e->kv, CACHE_STORE) || cache_transfers_pending(e->kv, CACHE_LOAD));
 }
 
 bool engine_step(perch_engine *e) {

@@ -55,6 +55,7 @@ static perch_status print_plan(const perch_plan *plan) {
         {"workspace", plan->workspace_bytes, "activations, logits, tables"},
         {"the GPU's own", plan->reserve_bytes, "batches, partial results, matrix products, graphs"},
         {"bookkeeping", plan->host_bytes, on_gpu ? "host memory, not counted below" : ""},
+        {"host tier", plan->host_tier_bytes, on_gpu ? "host memory, not counted below" : ""},
         {"KV pool", plan->pool_bytes, pool},
         {"all of it", plan->total_bytes, ""},
         {"KV of a token", plan->kv_bytes_per_token, ""},

@@ -71,10 +71,18 @@ json_t *json_tokens(const int32_t *ids, size_t n) {
 
 static json_int_t whole(uint64_t n) { return n > (uint64_t)INT64_MAX ? INT64_MAX : (json_int_t)n; }
 
+/* Adds a number; NULL, and nothing is left, where that or something before it failed. */
+static json_t *with_number(json_t *object, const char *name, uint64_t value) {
+    if (object != NULL && json_object_set_new(object, name, json_integer(whole(value))) != 0) {
+        json_decref(object);
+        return NULL;
+    }
+    return object;
+}
+
 json_t *json_stats(const perch_stats *stats) {
     json_t *out = json_pack("{s:s}", "status", perch_status_name(stats->status));
-    int failed = out == NULL;
-#define COUNT(field) failed |= json_object_set_new(out, #field, json_integer(whole(stats->field)))
+#define COUNT(field) out = with_number(out, #field, stats->field)
     COUNT(steps);
     COUNT(step_us);
     COUNT(host_us);
@@ -92,6 +100,9 @@ json_t *json_stats(const perch_stats *stats) {
     COUNT(cached_tokens);
     COUNT(prefix_tokens);
     COUNT(prefix_waits);
+    COUNT(saved_pages);
+    COUNT(restored_pages);
+    COUNT(restored_tokens);
     COUNT(evictions);
     COUNT(evicted_pages);
     COUNT(preemptions);
@@ -110,26 +121,42 @@ json_t *json_stats(const perch_stats *stats) {
     COUNT(pages_cached);
     COUNT(failed_graphs);
 #undef COUNT
-    if (failed) {
-        json_decref(out);
-        return NULL;
-    }
     return out;
 }
 
 json_t *json_plan(const perch_plan *plan) {
-#define COUNT(field) #field, whole(plan->field)
-    return json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
-        " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
-        "architecture", plan->architecture, "dtype", plan->dtype, "backend", plan->backend, "mapping",
-        plan->mapping == PERCH_MAPPING_TABLE ? "table" : "vmm", "no_gpu", plan->note, COUNT(n_parameters),
-        COUNT(n_step_parameters), COUNT(n_layers), COUNT(n_heads), COUNT(n_kv_heads), COUNT(head_dim),
-        COUNT(hidden_size), COUNT(vocab_size), COUNT(free_bytes), COUNT(weights_bytes), COUNT(workspace_bytes),
-        COUNT(reserve_bytes), COUNT(host_bytes), COUNT(pool_bytes), COUNT(total_bytes), COUNT(kv_bytes_per_token),
-        COUNT(group_bytes), COUNT(page_bytes), COUNT(sequence_bytes), COUNT(n_pages), COUNT(n_slots),
-        COUNT(session_len), COUNT(n_full_sequences), COUNT(n_pool_tokens), COUNT(context_bytes));
+    json_t *out = json_pack("{s:s, s:s, s:s, s:s, s:s}", "architecture", plan->architecture, "dtype", plan->dtype,
+                            "backend", plan->backend, "mapping", plan->mapping == PERCH_MAPPING_TABLE ? "table" : "vmm",
+                            "no_gpu", plan->note);
+#define COUNT(field) out = with_number(out, #field, plan->field)
+    COUNT(n_parameters);
+    COUNT(n_step_parameters);
+    COUNT(n_layers);
+    COUNT(n_heads);
+    COUNT(n_kv_heads);
+    COUNT(head_dim);
+    COUNT(hidden_size);
+    COUNT(vocab_size);
+    COUNT(free_bytes);
+    COUNT(weights_bytes);
+    COUNT(workspace_bytes);
+    COUNT(reserve_bytes);
+    COUNT(context_bytes);
+    COUNT(host_bytes);
+    COUNT(host_tier_bytes);
+    COUNT(pool_bytes);
+    COUNT(total_bytes);
+    COUNT(kv_bytes_per_token);
+    COUNT(group_bytes);
+    COUNT(page_bytes);
+    COUNT(sequence_bytes);
+    COUNT(n_pages);
+    COUNT(n_slots);
+    COUNT(session_len);
+    COUNT(n_full_sequences);
+    COUNT(n_pool_tokens);
 #undef COUNT
+    return out;
 }
 
 json_t *json_value(const char *text) {

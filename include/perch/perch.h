@@ -142,6 +142,7 @@ typedef struct perch_options {
                                      integer >= 1: full-length sequences */
     uint64_t cache_bytes;         /* the pool outright; 0 = by cache_max_entry_count */
     uint64_t page_bytes;          /* mapping vmm: power of two, a multiple of the device's granularity; 0 = chosen */
+    uint64_t host_bytes;          /* host memory for copies of KV that is evicted; 0 = none */
     perch_switch prefix_index;    /* sequences find and share the KV of equal beginnings, of closed sequences as well */
 
     /* [sampling]: defaults of requests. NaN or -1 = generation_config.json's value, or off where it has none */
@@ -293,8 +294,9 @@ typedef struct perch_plan {
     uint64_t workspace_bytes;    /* activations, logits, tables */
     uint64_t reserve_bytes;      /* GPU: batches, partial results, workspace of matrix products, graphs */
     uint64_t host_bytes;         /* host memory: the engine's own bookkeeping and the tokenizer */
+    uint64_t host_tier_bytes;    /* host memory: [cache] host_bytes in whole pages */
     uint64_t pool_bytes;         /* n_pages * page_bytes */
-    uint64_t total_bytes;        /* what of free_bytes is taken: the five above, on a GPU without host_bytes */
+    uint64_t total_bytes;        /* what of free_bytes is taken: the six above, on a GPU without those of the host */
     uint64_t kv_bytes_per_token; /* of one sequence, all layers */
     uint64_t group_bytes;        /* of 16 tokens */
     uint64_t page_bytes;
@@ -336,9 +338,11 @@ typedef struct perch_stats {
     uint64_t requests_submitted, requests_finished, requests_cancelled, requests_failed;
     uint64_t hits, partial_hits, misses, first_turns; /* at admission; first_turns had nothing to hit */
     uint64_t cached_tokens;                           /* prompt tokens that admissions found in the cache */
-    uint64_t prefix_tokens; /* KV of tokens that sequences took from others, forks not counted */
-    uint64_t prefix_waits;  /* requests that waited for a prefix that another was computing */
-    uint64_t evictions;     /* sequences that lost pages */
+    uint64_t prefix_tokens;               /* KV of tokens that sequences took from others, forks not counted */
+    uint64_t saved_pages, restored_pages; /* copied to the host tier, and back */
+    uint64_t restored_tokens;             /* whose KV came back so instead of being computed */
+    uint64_t prefix_waits;                /* requests that waited for a prefix that another was computing */
+    uint64_t evictions;                   /* sequences that lost pages */
     uint64_t evicted_pages;
     uint64_t preemptions;
     uint64_t copied_pages;                                      /* copy-on-write */
@@ -389,7 +393,8 @@ typedef uint64_t perch_sequence_id;
 typedef enum perch_residency {
     PERCH_SEQ_TOKENS = 0,   /* token IDs only */
     PERCH_SEQ_RESIDENT = 1, /* idle, (a prefix of) its KV is on the device */
-    PERCH_SEQ_ACTIVE = 2    /* in the batch */
+    PERCH_SEQ_ACTIVE = 2,   /* in the batch */
+    PERCH_SEQ_HOST = 3      /* idle, none of its KV is on the device, but in the host tier */
 } perch_residency;
 
 typedef struct perch_sequence_info {
@@ -398,6 +403,7 @@ typedef struct perch_sequence_info {
     uint32_t in_flight;     /* 1 while a request waits or runs */
     uint64_t n_tokens;      /* the conversation's length */
     uint64_t n_kv_tokens;   /* of which have KV on the device */
+    uint64_t n_host_tokens; /* behind those, as copies in the host tier */
     uint64_t n_kv_computed; /* the most that ever had */
     uint64_t n_evictions;   /* times it lost pages */
     uint64_t n_stored;      /* of n_tokens, from the first on: those committed to the store */

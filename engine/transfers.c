@@ -1,0 +1,62 @@
+/*
+ * transfers: copies between KV pages and the host tier, which run beside the steps. The cache asks for them; here they are sent,
+ * in front of the step that is launched next, and their ends reported. All under the lock but for the wait.
+ */
+#include "engine/impl.h"
+
+#define SENT_AT_ONCE 256u
+
+static kernels_direction direction_of(cache_direction direction) {
+    return direction == CACHE_STORE ? KERNELS_STORE : KERNELS_LOAD;
+}
+
+static perch_status send_direction(perch_engine *e, cache_direction direction, perch_error *err) {
+    cache_transfer asked[SENT_AT_ONCE];
+    kernels_transfer list[SENT_AT_ONCE];
+    perch_status status = PERCH_OK;
+    for (size_t n; !status && (n = cache_transfers(e->kv, direction, asked, SENT_AT_ONCE)) > 0;) {
+        uint64_t ticket = 0;
+        for (size_t i = 0; i < n; i++) {
+            list[i] = (kernels_transfer){.page = asked[i].page, .frame = asked[i].frame};
+        }
+        status = e->backend->transfer(e->device, direction_of(direction), list, n, &ticket, err);
+        if (!status) {
+            cache_transfers_sent(e->kv, direction, n, ticket);
+        }
+    }
+    return status;
+}
+
+perch_status transfers_send(perch_engine *e, perch_error *err) {
+    cache_save(e->kv);
+    perch_status status = send_direction(e, CACHE_LOAD, err);
+    return status ? status : send_direction(e, CACHE_STORE, err);
+}
+
+perch_status transfers_poll(perch_engine *e, perch_error *err) {
+    perch_status status = PERCH_OK;
+    for (int d = 0; d < 2 && !status; d++) {
+        cache_direction direction = d ? CACHE_LOAD : CACHE_STORE;
+        uint64_t ticket = 0;
+        if (cache_transfers_pending(e->kv, direction)) {
+            status = e->backend->transferred(e->device, direction_of(direction), &ticket, err);
+        }
+        if (!status && ticket) {
+            cache_transfers_done(e->kv, direction, ticket);
+        }
+    }
+    return status;
+}
+
+perch_status transfers_wait(perch_engine *e, perch_error *err) {
+    uint64_t last_load = cache_transfers_pending(e->kv, CACHE_LOAD);
+    uint64_t last_store = cache_transfers_pending(e->kv, CACHE_STORE);
+    perch_status status = PERCH_OK;
+    if (last_load || last_store) {
+        pthread_mutex_unlock(&e->lock);
+        status = last_load ? e->backend->transfer_wait(e->device, KERNELS_LOAD, last_load, err)
+                           : e->backend->transfer_wait(e->device, KERNELS_STORE, last_store, err);
+        pthread_mutex_lock(&e->lock);
+    }
+    return status;
+}
