@@ -120,6 +120,9 @@ json_t *json_stats(const perch_stats *stats) {
     COUNT(pages_live);
     COUNT(pages_cached);
     COUNT(failed_graphs);
+    COUNT(store_commits);
+    COUNT(store_failures);
+    COUNT(sequences_retired);
 #undef COUNT
     return out;
 }
