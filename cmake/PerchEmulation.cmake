@@ -41,6 +41,11 @@ function(perch_emulated_options target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Werror -Wno-unknown-pragmas -ftls-model=initial-exec
                          $<$<COMPILE_LANGUAGE:C>:-Wpedantic;-Wconversion;-Wstrict-prototypes;-Wmissing-prototypes>
                          "$<$<COMPILE_LANGUAGE:CXX>:SHELL:-include tests/emulation/simt.hh -include tests/emulation/ptx.hh>")
+  # Kernels' threads come and go by the million, each would have a heap of its own for what ASan thinks may outlive its function.
+  if(PERCH_SANITIZE MATCHES "address")
+    target_compile_options(${target} PRIVATE "$<$<COMPILE_LANG_AND_ID:CXX,GNU>:--param=asan-use-after-return=0>"
+                           "$<$<COMPILE_LANG_AND_ID:CXX,Clang>:-fsanitize-address-use-after-return=never>")
+  endif()
 endfunction()
 
 # perch_emulated_objects(OUT file...): the objects of these sources of the backend, which are compiled once however many tests

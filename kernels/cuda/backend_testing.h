@@ -73,7 +73,7 @@ static inline void testing_close(kernels_device *device) {
 #endif
 }
 
-/* For numbers that both types have: multiples of 2^-4 between -8 and 8. */
+/* For numbers that both types have: of at most eight significant bits, none below 2^-14. */
 static inline uint16_t testing_act(kernels_dtype dtype, float x) {
     uint32_t u = f32_bits(x);
     if (dtype == KERNELS_BF16 || x == 0) {

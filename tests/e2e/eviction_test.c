@@ -179,8 +179,9 @@ static void find_device(void) {
     kernels_device *device = NULL;
     const kernels_config f32 = {.dtype = KERNELS_F32}, bf16 = {.dtype = KERNELS_BF16};
     perch_error err;
-    on_gpu = kernels_cuda(&cuda, NULL) == PERCH_OK;
+    on_gpu = kernels_cuda(&cuda, &err) == PERCH_OK;
     if (!on_gpu) {
+        CHECK_MSG(getenv("PERCH_TEST_GPU") == NULL, "%s", err.message);
         return;
     }
     with_f32 = cuda->open(&f32, &device, &err) == PERCH_OK;

@@ -18,6 +18,7 @@ typedef struct emulation_settings {
     bool eager;    /* PERCH_EMU_EAGER: work is done when it is queued */
     uint64_t memory_bytes; /* PERCH_EMU_MEMORY: the device's */
     uint64_t granularity;  /* PERCH_EMU_GRANULARITY: of virtual memory management; a power of two, at least 64 KiB */
+    uint64_t graph_bytes;  /* PERCH_EMU_GRAPH_BYTES: device memory that an executable graph takes */
     bool no_vmm;           /* PERCH_EMU_NO_VMM: the device can't do that */
     uint32_t n_devices;    /* PERCH_EMU_DEVICES: all alike */
     uint32_t n_processors; /* PERCH_EMU_PROCESSORS: multiprocessors */

@@ -1,4 +1,5 @@
 /* Graphs: a stream's work is recorded instead of done, and launched as often as wanted. */
+#include "tests/emulation/memory.hh"
 #include "tests/emulation/queue.hh"
 
 #include <algorithm>
@@ -180,7 +181,11 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
         if (!exec || flags || !queue().graphs.count(graph)) {
             return cudaErrorInvalidValue;
         }
-        *exec = new CUgraphExec_st{graph->nodes, nullptr};
+        const uint64_t bytes = runtime().settings.graph_bytes;
+        if (!charge(bytes)) {
+            return cudaErrorMemoryAllocation;
+        }
+        *exec = new CUgraphExec_st{graph->nodes, nullptr, bytes};
         queue().execs.insert(*exec);
         return cudaSuccess;
     });
@@ -233,6 +238,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
         if (!queue().execs.erase(exec)) {
             return cudaErrorInvalidValue;
         }
+        discharge(exec->bytes);
         delete exec; /* launches that are under way go on */
         return cudaSuccess;
     });

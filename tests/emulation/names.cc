@@ -5,12 +5,15 @@
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <elf.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
+#include <cstring>
+#include <map>
 #include <string>
-#include <vector>
 
 namespace {
 
@@ -73,21 +76,19 @@ template <size_t n> const Known *find(const Known (&all)[n], int code) {
     return nullptr;
 }
 
-/* The symbol at this offset of an ELF file, whose table also has what is not exported; "" where it was stripped. */
-std::string symbol_at(const char *path, uint64_t offset) {
-    std::ifstream in(path, std::ios::binary);
-    const std::vector<char> file((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-    const Elf64_Ehdr *header = reinterpret_cast<const Elf64_Ehdr *>(file.data());
-    if (file.size() < sizeof *header || memcmp(header->e_ident, ELFMAG, SELFMAG) != 0) {
+/* The symbol at this offset of an ELF file in memory, whose table also has what is not exported; "" where it was stripped. */
+std::string symbol_in(const char *file, size_t bytes, uint64_t offset) {
+    const Elf64_Ehdr *header = reinterpret_cast<const Elf64_Ehdr *>(file);
+    if (bytes < sizeof *header || memcmp(header->e_ident, ELFMAG, SELFMAG) != 0) {
         return "";
     }
-    const Elf64_Shdr *sections = reinterpret_cast<const Elf64_Shdr *>(file.data() + header->e_shoff);
+    const Elf64_Shdr *sections = reinterpret_cast<const Elf64_Shdr *>(file + header->e_shoff);
     for (size_t i = 0; i < header->e_shnum; i++) {
         if (sections[i].sh_type != SHT_SYMTAB) {
             continue;
         }
-        const Elf64_Sym *symbols = reinterpret_cast<const Elf64_Sym *>(file.data() + sections[i].sh_offset);
-        const char *names = file.data() + sections[sections[i].sh_link].sh_offset;
+        const Elf64_Sym *symbols = reinterpret_cast<const Elf64_Sym *>(file + sections[i].sh_offset);
+        const char *names = file + sections[sections[i].sh_link].sh_offset;
         for (size_t k = 0; k < sections[i].sh_size / sizeof *symbols; k++) {
             if (symbols[k].st_value == offset && ELF64_ST_TYPE(symbols[k].st_info) == STT_FUNC) {
                 return names + symbols[k].st_name;
@@ -95,6 +96,25 @@ std::string symbol_at(const char *path, uint64_t offset) {
         }
     }
     return "";
+}
+
+/* Mapped, not read: with sanitizers a program has tens of megabytes, and there are many kernels. */
+std::string symbol_at(const char *path, uint64_t offset) {
+    std::string name;
+    struct stat about;
+    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file >= 0 && fstat(file, &about) == 0) {
+        const size_t bytes = static_cast<size_t>(about.st_size);
+        void *p = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file, 0);
+        if (p != MAP_FAILED) {
+            name = symbol_in(static_cast<const char *>(p), bytes, offset);
+            munmap(p, bytes);
+        }
+    }
+    if (file >= 0) {
+        close(file);
+    }
+    return name;
 }
 
 } // namespace

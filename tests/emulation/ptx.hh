@@ -87,7 +87,9 @@ template <class T> struct Mma16816 {
         if (active != ~0u) {
             simt::fail("mma: all 32 lanes must take part, not %08x", active);
         }
-        float a[16][16], b[16][8], c[16][8];
+        typedef float row __attribute__((vector_size(32))); /* eight columns at once, with no check of each element */
+        float a[16][16];
+        row b[16], c[16];
         for (int lane = 0; lane < 32; lane++) {
             const int g = lane / 4, t = lane % 4 * 2;
             for (int half = 0; half < 2; half++) {
@@ -104,9 +106,7 @@ template <class T> struct Mma16816 {
         }
         for (int i = 0; i < 16; i++) {
             for (int k = 0; k < 16; k++) {
-                for (int j = 0; j < 8; j++) {
-                    c[i][j] += a[i][k] * b[k][j];
-                }
+                c[i] += a[i][k] * b[k];
             }
         }
         for (int lane = 0; lane < 32; lane++) {

@@ -140,6 +140,7 @@ struct CUgraph_st {
 struct CUgraphExec_st {
     std::vector<emu::Node> nodes;
     emu::OperationPtr last; /* a graph does not overlap itself */
+    uint64_t bytes;         /* of the device's memory */
 };
 
 #endif

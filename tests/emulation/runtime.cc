@@ -102,6 +102,7 @@ emulation_settings emulation_defaults(void) {
     s.eager = number("PERCH_EMU_EAGER", 0) != 0;
     s.memory_bytes = number("PERCH_EMU_MEMORY", 8ull << 30);
     s.granularity = number("PERCH_EMU_GRANULARITY", 2 << 20);
+    s.graph_bytes = number("PERCH_EMU_GRAPH_BYTES", 0);
     s.no_vmm = number("PERCH_EMU_NO_VMM", 0) != 0;
     s.n_devices = static_cast<uint32_t>(number("PERCH_EMU_DEVICES", 1));
     s.n_processors = static_cast<uint32_t>(number("PERCH_EMU_PROCESSORS", 16));

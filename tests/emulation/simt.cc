@@ -75,6 +75,8 @@ std::string here() {
     return text("block (%u,%u,%u) thread (%u,%u,%u): ", blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y,
                 threadIdx.z);
 }
+/* Names of the same place are mostly the same string. */
+bool differ(const char *a, const char *b) { return a != b && strcmp(a, b) != 0; }
 std::string waits_at(const Fiber &f) {
     std::string s = text("%s %s:%d", f.op, f.file, f.line);
     return f.state == State::warp ? s + text(" mask %08x", f.mask) : s;
@@ -130,7 +132,7 @@ void release_barrier() {
         votes += f.vote;
         if (!first) {
             first = &f;
-        } else if (f.line != first->line || strcmp(f.op, first->op) != 0 || strcmp(f.file, first->file) != 0) {
+        } else if (f.line != first->line || differ(f.op, first->op) || differ(f.file, first->file)) {
             fail("divergent barrier: thread %td at %s, thread %u at %s", first - &b.fiber[0], waits_at(*first).c_str(),
                  i, waits_at(f).c_str());
         }
@@ -150,8 +152,7 @@ void complete_warp(Warp &w, unsigned mask, unsigned active) {
     void *out[32] = {};
     for (unsigned m = active; m; m &= m - 1) {
         Fiber *f = w.lane[__builtin_ctz(m)];
-        if (f->mask != mask || f->combine != first->combine || f->line != first->line ||
-            strcmp(f->file, first->file) != 0) {
+        if (f->mask != mask || f->combine != first->combine || f->line != first->line || differ(f->file, first->file)) {
             fail("mismatched warp collective, warp %u: lane %u at %s, lane %u at %s", first->warp, first->lane,
                  waits_at(*first).c_str(), f->lane, waits_at(*f).c_str());
         }
