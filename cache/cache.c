@@ -325,7 +325,7 @@ void cache_unpin(cache *c, cache_entry *e) {
     if (!e->pinned) {
         return;
     }
-    e->pinned = e->saved = false;
+    e->pinned = false;
     prefix_forget_promises(c, e);
     tier_cancel(c, e);
     for (uint32_t i = 0; i < e->n_pages; i++) {

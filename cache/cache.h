@@ -164,8 +164,11 @@ typedef struct cache_transfer {
     uint32_t page, frame;
 } cache_transfer;
 
-/* Asks for copies of the pages that will be evicted next, as far as they have none. O(pages that it looks at, bounded) */
-void cache_save(cache *c);
+/*
+ * Asks for copies of the pages that will be evicted next, as far as they have none. To be called every step: it looks around
+ * in one call of a few, O(1,024 pages, or those of a slot); `now`: in this one. Whether it asked for any.
+ */
+bool cache_save(cache *c, bool now);
 
 /* How many of the first n_tokens tokens the idle, reserved entry could have without computing: on the device or by load. */
 uint32_t cache_restorable(cache *c, cache_entry *e, uint32_t n_tokens);

@@ -102,7 +102,6 @@ struct cache_entry {
     uint32_t n_saved;    /* tokens that it had when it lost them */
     uint32_t n_loading;  /* copies that it waits for; */
     uint32_t n_restored; /* then so many tokens are valid */
-    bool saved;          /* idle, and all of its pages have copies */
 
     /* prefix.c. The nodes that it holds are those of its first groups; what it promises follows on them. */
     uint64_t name_space;
@@ -130,7 +129,7 @@ struct cache {
     cache_frame *frames; /* [config.n_frames] */
     list_link frame_lru;
     cache_queue queues[2]; /* by cache_direction */
-    uint64_t queue_cap;
+    uint64_t queue_cap, n_save_calls;
     uint64_t saved_pages, restored_pages, restored_tokens;
 
     list_link free_pages; /* those mapped nowhere first, then in the order in which they became free */

@@ -11,8 +11,10 @@
 
 /* Copies under way at a time, as a share of the pages: they keep their pages from everybody. */
 #define BUSY_SHARE 16u
-/* Pages that are free or have copies, as a share of all, that save sees to. */
+/* Pages that are free or have copies that save sees to: a share of all, at most so many, but a full sequence. And its rhythm. */
 #define SAFE_SHARE 8u
+#define MOST_SAFE 1024u
+#define SAVE_CALLS 4u
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
@@ -110,12 +112,12 @@ void cache_transfers_done(cache *c, cache_direction direction, uint64_t ticket) 
 
 /* ------------------------------------------------------------------ save -- */
 
-/* Copies of e's pages, n_frames at most. False: there is no room for more now. */
-static bool save_entry(cache *c, cache_entry *e, uint64_t n_frames) {
+/* Copies of e's last pages, n_pages at most. False: there is no room for more now. */
+static bool save_entry(cache *c, const cache_entry *e, uint64_t n_pages) {
     uint64_t most = c->config.n_pages / BUSY_SHARE + 1;
     /* From the tail on, which is lost first; and of an entry's frames the last are given up first. */
-    uint32_t n = cache_pages_for(c, e->n_valid), n_saved = 0;
-    for (uint32_t i = n; i > 0 && n_saved < n_frames; n_saved++) {
+    uint32_t i = cache_pages_for(c, e->n_valid);
+    for (; i > 0 && n_pages > 0; n_pages--) {
         cache_page *p = &c->pages[e->pages[--i]];
         if (is_there(c, &p->copy) && p->copy.n_tokens >= min_u32(e->n_valid, tokens_touching(c, i))) {
             continue;
@@ -130,22 +132,30 @@ static bool save_entry(cache *c, cache_entry *e, uint64_t n_frames) {
         p->copy = (cache_copy){(uint32_t)(f - c->frames), f->generation, e->n_valid};
         push(c, CACHE_STORE, e->pages[i], p->copy.frame, NULL);
     }
-    e->saved = n_saved == n;
     return true;
 }
 
-void cache_save(cache *c) {
-    uint64_t safe = c->n_free, wanted = c->config.n_pages / SAFE_SHARE + 1;
+bool cache_save(cache *c, bool now) {
+    const uint64_t asked_before = c->queues[CACHE_STORE].end;
+    uint64_t wanted = min_u32(c->config.n_pages / SAFE_SHARE, MOST_SAFE);
     uint64_t n_frames = c->config.n_frames; /* for those that are next: else they would take them from one another */
-    for (list_link *at = c->lru.next; n_frames > 0 && at != &c->lru && safe < wanted; at = at->next) {
-        cache_entry *e = (cache_entry *)at;
-        uint64_t n_pages = cache_pages_for(c, e->n_valid);
-        if (!e->saved && !save_entry(c, e, n_frames)) {
-            return;
-        }
-        n_frames -= n_pages < n_frames ? n_pages : n_frames;
-        safe += e->n_pages;
+    wanted = wanted > c->pages_per_slot ? wanted : c->pages_per_slot; /* whoever is admitted next may want so many */
+    if (n_frames == 0 || (!now && c->n_save_calls++ % SAVE_CALLS != 0)) {
+        return false;
     }
+    uint64_t safe = c->n_free;
+    for (list_link *at = c->lru.next; n_frames > 0 && at != &c->lru && safe < wanted; at = at->next) {
+        const cache_entry *e = (const cache_entry *)at;
+        uint64_t n_pages = cache_pages_for(c, e->n_valid), n = wanted - safe;
+        n = n < n_pages ? n : n_pages;
+        n = n < n_frames ? n : n_frames;
+        if (!save_entry(c, e, n)) {
+            break;
+        }
+        n_frames -= n;
+        safe += n + e->n_pages - n_pages;
+    }
+    return c->queues[CACHE_STORE].end > asked_before;
 }
 
 /* ------------------------------------------------------------------ load -- */

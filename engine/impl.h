@@ -181,6 +181,7 @@ struct perch_engine {
     uint32_t n_committing;            /* completions */
 
     cache *kv;
+    bool unsaved; /* since the last step with rows the cache was not asked in vain for what is to be saved */
     sched sched;
     idtable sequences, requests;
     uint32_t n_queued; /* requests of which nothing was admitted yet */
@@ -239,8 +240,11 @@ void engine_leave(perch_engine *e);
 bool engine_step(perch_engine *e);
 void *step_main(void *engine);
 
-/* transfers.c: copies to and from the host tier: sent, their ends reported, and waited for (without the lock). */
-perch_status transfers_send(perch_engine *e, perch_error *err);
+/*
+ * transfers.c: copies to and from the host tier: sent, their ends reported, and waited for (without the lock). idle: there is
+ * nothing to compute, so it is time to save what may be evicted later.
+ */
+perch_status transfers_send(perch_engine *e, bool idle, perch_error *err);
 perch_status transfers_poll(perch_engine *e, perch_error *err);
 perch_status transfers_wait(perch_engine *e, perch_error *err);
 

@@ -63,7 +63,7 @@ static void step(perch_engine *e) {
     perch_status status = transfers_poll(e, &err);
     const sched_plan *plan = sched_make_plan(&e->sched);
     status = status ? status : execute_commands(e, &err);
-    status = status ? status : transfers_send(e, &err);
+    status = status ? status : transfers_send(e, plan->n_rows == 0, &err);
     if (!status && plan->n_rows) {
         status = launch(e, plan, begin_us, &err);
     }
@@ -88,7 +88,7 @@ static void step(perch_engine *e) {
 static bool has_work(const perch_engine *e) {
     return !e->dead &&
            (e->sched.n_waiting || e->sched.n_running || e->cancelled || e->flights[0].busy || e->flights[1].busy ||
-            cache_transfers_pending(e->kv, CACHE_STORE) || cache_transfers_pending(e->kv, CACHE_LOAD));
+            e->unsaved || cache_transfers_pending(e->kv, CACHE_STORE) || cache_transfers_pending(e->kv, CACHE_LOAD));
 }
 
 bool engine_step(perch_engine *e) {

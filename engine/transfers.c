@@ -27,8 +27,9 @@ static perch_status send_direction(perch_engine *e, cache_direction direction, p
     return status;
 }
 
-perch_status transfers_send(perch_engine *e, perch_error *err) {
-    cache_save(e->kv);
+perch_status transfers_send(perch_engine *e, bool idle, perch_error *err) {
+    bool asked = cache_save(e->kv, idle);
+    e->unsaved = !idle || asked;
     perch_status status = send_direction(e, CACHE_LOAD, err);
     return status ? status : send_direction(e, CACHE_STORE, err);
 }
