@@ -33,7 +33,7 @@ struct parser {
 
 static const struct flag common_flags[] = {
     {"model", FLAG_TEXT, NULL, "DIR", "the model: a Hugging Face directory (the same as model.path=DIR)"},
-    {"config", FLAG_TEXT, NULL, "FILE", "an INI file with the sections engine, model, cache, sampling, parallel"},
+    {"config", FLAG_TEXT, NULL, "FILE", "an INI file with keys that perch --keys lists"},
     {"print-config", FLAG_SWITCH, NULL, NULL, "print the configuration that would be used, as an INI file, and end"},
     {"help", FLAG_SWITCH, NULL, NULL, "print this and end"},
 };
@@ -84,7 +84,9 @@ static void print_help(const struct parser *parser) {
             print_flag(field->name, field->arg, field->help);
         }
     }
-    printf("\n");
+    if (args->n_flags > 0 || args->spec != NULL) {
+        printf("\n");
+    }
     for (size_t i = 0; i < sizeof(common_flags) / sizeof(common_flags[0]); i++) {
         print_flag(common_flags[i].name, common_flags[i].arg, common_flags[i].help);
     }

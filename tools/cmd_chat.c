@@ -315,6 +315,9 @@ int cmd_chat(int argc, char **argv) {
     if (args_parse(&chat.tool, argc, argv, &args, &code)) {
         code = talk(&chat);
     }
+    if (chat.sequence != 0) {
+        perch_sequence_close(chat.tool.engine, chat.sequence, NULL); /* else it would stay in a [store] */
+    }
     free(chat.line);
     completion_free(&chat.answer);
     tokens_free(&chat.tokens);

@@ -20,6 +20,7 @@ struct generate {
     struct text text; /* of the prompt */
     struct tokens tokens;
     perch_event event;
+    perch_sequence_id sequence; /* 0 = none is open */
     perch_request_id request;
     struct completion *completions;
     size_t n_completions;
@@ -65,11 +66,12 @@ static perch_status submit(struct generate *run, perch_error *err) {
     }
     uint32_t flags = PERCH_ENCODE_BOS | (run->spec.special ? PERCH_ENCODE_SPECIAL : 0u);
     status = tokens_encode(&run->tokens, tool->tokenizer, run->text.data, run->text.n_bytes, flags, err);
-    status = status != PERCH_OK ? status : perch_sequence_open(tool->engine, &request.sequence, err);
+    status = status != PERCH_OK ? status : perch_sequence_open(tool->engine, &run->sequence, err);
     if (status != PERCH_OK) {
         return status;
     }
     spec_apply(&run->spec, &request);
+    request.sequence = run->sequence;
     request.tokens = run->tokens.ids;
     request.n_tokens = run->tokens.n;
     request.max_tokens = spec_max_tokens(&run->spec, plan.session_len, 0, run->tokens.n);
@@ -227,6 +229,9 @@ int cmd_generate(int argc, char **argv) {
         completion_free(&run.completions[i]);
     }
     free(run.completions);
+    if (run.sequence != 0) {
+        perch_sequence_close(run.tool.engine, run.sequence, NULL); /* else it would stay in a [store] */
+    }
     perch_event_clear(&run.event);
     tokens_free(&run.tokens);
     text_free(&run.text);

@@ -381,6 +381,11 @@ end:
         job_destroy(jobs.window[i]);
     }
     free(jobs.window);
+    for (size_t i = 0; i < jobs.sessions.n; i++) { /* else they would stay in a [store] */
+        if (jobs.sessions.items[i]->sequence != 0) {
+            perch_sequence_close(tool->engine, jobs.sessions.items[i]->sequence, NULL);
+        }
+    }
     job_sessions_free(&jobs.sessions);
     lines_free(&jobs.lines);
     perch_event_clear(&jobs.event);

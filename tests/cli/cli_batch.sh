@@ -56,6 +56,12 @@ c=$(json tokens <<<"$out" | tail -n 1)
 batch <"$tmp/in"
 same "the same conversation in one piece" "$c" "$(json tokens <<<"$out")"
 
+t "a store keeps no sequence of a batch"
+batch --stats --json store.backend=lmdb store.path="$tmp/store" <"$tmp/turns"
+same "the exit code" 0 "$code"
+same "turns committed" "$(wc -l <"$tmp/turns")" "$(json store_commits <<<"$err")"
+same "sequences open in the end" 0 "$(json sequences_open <<<"$err")"
+
 t "a wrong line gives a line with its number and the reason, the others run, and the exit code is 1"
 cat >"$tmp/in" <<'LINES'
 {"id": 1, "tokens": [1, 2], "max_tokens": 2, "ignore_eos": true}
