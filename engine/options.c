@@ -124,13 +124,12 @@ static const option table[] = {
      FIELD(page_bytes), .kind = OPTION_U64, .sized = true, .automatic = true, .fits = is_page_size,
      .info.range = "4K..1G, powers of two"},
     {INFO("cache", "host_bytes", "bytes", "0",
-          "Host memory for copies of KV that is evicted, which then comes back by copying instead of computing; 0 is "
-          "none."),
+          "Host memory for copies of KV that is evicted, which then comes back by copying instead of computing; whole "
+          "pages of it are used, and less than one is none."),
      FIELD(host_bytes), .kind = OPTION_U64, .sized = true, RANGE(0, 18446744073709551615)},
     {INFO("cache", "prefix_index", "on | off", "on",
-          "Sequences of one namespace find the KV of tokens that they have in common at their beginning, also that of "
-          "closed "
-          "sequences as long as nobody needs the memory, and share it."),
+          "Sequences of one namespace find the KV of tokens that they have in common at their beginning, in whole "
+          "groups of 16, also that of closed sequences as long as nobody needs the memory, and share it."),
      FIELD(prefix_index), .kind = OPTION_WORD, .info.range = ""},
 
     {INFO("sampling", "temperature", "real | auto", "auto",

@@ -142,7 +142,7 @@ typedef struct perch_options {
                                      integer >= 1: full-length sequences */
     uint64_t cache_bytes;         /* the pool outright; 0 = by cache_max_entry_count */
     uint64_t page_bytes;          /* mapping vmm: power of two, a multiple of the device's granularity; 0 = chosen */
-    uint64_t host_bytes;          /* host memory for copies of KV that is evicted; 0 = none */
+    uint64_t host_bytes;          /* host memory for copies of KV that is evicted, in whole pages; 0 = none */
     perch_switch prefix_index;    /* sequences find and share the KV of equal beginnings, of closed sequences as well */
 
     /* [sampling]: defaults of requests. NaN or -1 = generation_config.json's value, or off where it has none */
@@ -196,8 +196,8 @@ PERCH_API perch_status perch_options_init(perch_options *options, size_t struct_
 
 /*
  * Reads an INI file over what is there. host may be NULL. An unknown, misspelt, repeated or out-of-range key is
- * E_CONFIG with "file: [section] key: reason"; options are then unchanged. A relative [model] path, tokenizer_path
- * or cache_dir is taken from the INI file's folder.
+ * E_CONFIG with "file: [section] key: reason"; options are then unchanged. Relative paths, [model]'s and [store]'s,
+ * are taken from the INI file's folder.
  */
 PERCH_API perch_status perch_options_load_ini(perch_options *options, const char *file, const perch_ini_host *host,
                                               perch_error *err);
@@ -366,7 +366,8 @@ PERCH_API perch_status perch_engine_create(const perch_options *options, perch_e
 
 /*
  * Ends running requests without further events, joins the engine's threads, frees everything. Threads that wait in perch_next or
- * perch_submit come back with E_SHUTDOWN; no call may begin after this one.
+ * perch_submit come back with E_SHUTDOWN; no call may begin after this one. What lmdb or redis have of open sequences stays
+ * there, retained or not: perch_sequence_close and perch_sequence_remove take it away, and the limits of [store].
  */
 PERCH_API void perch_engine_destroy(perch_engine *engine);
 
@@ -675,7 +676,7 @@ typedef struct perch_event {
     size_t n_prompt_logprobs;
     /* DONE: usage */
     uint64_t prompt_tokens;                   /* the conversation's length before generation */
-    uint64_t cached_tokens;                   /* of which had their KV in the cache at admission */
+    uint64_t cached_tokens;                   /* of which had their KV on the device or in the host tier at admission */
     uint64_t completion_tokens;               /* generated */
     uint64_t queue_us, prefill_us, decode_us; /* submit..admission, ..first token, ..end */
     const char *message;                      /* DONE with a status: what went wrong; "" otherwise */
