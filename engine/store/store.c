@@ -40,7 +40,9 @@ static bool writes(const store_op *op) {
 static void refusal(const store_op *op, perch_error *err) {
     switch (op->status) {
     case PERCH_E_LEASED:
-        err_set(err, op->status, "another engine has the sequence '%s'", op->key);
+        err_set(err, op->status,
+                "another engine has the sequence '%s': it is free when that one closes it, or was silent for lease_ms",
+                op->key);
         break;
     case PERCH_E_BUSY:
         err_set(err, op->status, "the sequence '%s' is open", op->key);
