@@ -3,7 +3,7 @@
  * launched is queued.
  */
 #define STEP_SLOTS 32 /* so that the arrays of fewer rows lie elsewhere */
-#include "kernels/cuda/step_testing.h"
+#include "kernels/cuda/step_testing_body.h"
 
 /* The fast algorithms too: a pass that is replayed has the bits of one that is queued. */
 static void graphs_change_no_bit(void) {

@@ -3,7 +3,7 @@
  * engine does it. Whatever the order in which the GPU gets to its work, with graphs and without, with either mapping, steps
  * queued ahead or one by one, each sequence gets the same tokens, and the same bits of their logits.
  */
-#include "kernels/cuda/step_testing.h"
+#include "kernels/cuda/step_testing_body.h"
 
 static void every_way_gives_the_same_tokens(void) {
     static world want, have;

@@ -1,5 +1,5 @@
 /*
- * step_testing: a small model and sequences that come and go, served in steps as the engine does it: what the tests of steps and
+ * step_testing_body: a small model and sequences that come and go, served in steps as the engine does it: what the tests of steps and
  * of their graphs share.
  */
 #ifndef PERCH_KERNELS_CUDA_STEP_TESTING_H
