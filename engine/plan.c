@@ -62,8 +62,9 @@ static uint64_t choose_page_bytes(uint64_t granularity, uint64_t group_bytes, ui
 
 static double mib(uint64_t bytes) { return (double)bytes / 1048576; }
 
-static perch_status choose_n_pages(const perch_options *o, uint64_t left_bytes, plan_parts *parts, perch_plan *plan,
-                                   perch_error *err) {
+/* tier_bytes: what the host tier takes of the memory that the pool is in. */
+static perch_status choose_n_pages(const perch_options *o, uint64_t left_bytes, uint64_t tier_bytes, plan_parts *parts,
+                                   perch_plan *plan, perch_error *err) {
     cache_config *kv = &parts->cache;
     uint64_t least = cache_pages_per_slot(kv), n_pages;
     if (o->cache_bytes) {
@@ -81,10 +82,13 @@ static perch_status choose_n_pages(const perch_options *o, uint64_t left_bytes, 
         return err_set(
             err, PERCH_E_NO_ROOM,
             "one sequence of session_len = %u tokens takes %.1f MiB of KV memory, the pool would have %.1f MiB "
-            "(%.1f MiB are free, weights take %.1f and workspace %.1f): lower [engine] session_len%s",
+            "(%.1f MiB are free, weights take %.1f, workspace %.1f and the host tier %.1f): lower [engine] "
+            "session_len%s",
             parts->limits.session_len, mib(least * kv->page_bytes), mib(n_pages * kv->page_bytes),
-            mib(plan->free_bytes), mib(plan->weights_bytes), mib(plan->workspace_bytes),
-            could ? " or raise [cache] cache_bytes or cache_max_entry_count" : "");
+            mib(plan->free_bytes), mib(plan->weights_bytes), mib(plan->workspace_bytes), mib(tier_bytes),
+            could        ? " or raise [cache] cache_bytes or cache_max_entry_count"
+            : tier_bytes ? " or [cache] host_bytes"
+                         : "");
     }
     return PERCH_OK;
 }
@@ -130,7 +134,7 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
     uint64_t fixed = plan->weights_bytes + plan->workspace_bytes + plan->reserve_bytes;
     fixed += shared ? plan->host_bytes + plan->host_tier_bytes : 0;
     uint64_t left = plan->free_bytes > fixed ? plan->free_bytes - fixed : 0;
-    perch_status status = choose_n_pages(o, left, parts, plan, err);
+    perch_status status = choose_n_pages(o, left, shared ? plan->host_tier_bytes : 0, parts, plan, err);
     plan->pool_bytes = (uint64_t)kv->n_pages * kv->page_bytes;
     plan->host_bytes += cache_host_bytes(kv);
     plan->total_bytes = fixed + plan->pool_bytes + (shared ? cache_host_bytes(kv) : 0);
