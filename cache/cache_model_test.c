@@ -171,7 +171,7 @@ static void model_truncate(model *m, uint32_t entry, uint32_t n_tokens) {
     uint32_t keep = model_pages_for(m, n_tokens);
     t->n_valid = t->n_valid < n_tokens ? t->n_valid : n_tokens;
     t->n_pages = t->n_pages < keep ? t->n_pages : keep;
-    model_shrink(t, n_tokens < m->config.session_len ? n_tokens : UINT32_MAX);
+    model_shrink(t, n_tokens);
     model_settle(m, entry);
 }
 
@@ -630,7 +630,8 @@ static void do_truncate(run *r, uint32_t entry, uint32_t n_tokens) {
     }
     cache_truncate(r->c, t->e, n_tokens);
     model_truncate(&r->m, entry, n_tokens);
-    t->writing = false;
+    t->n_target = t->n_target < n_tokens ? t->n_target : n_tokens;
+    t->writing = t->writing && t->n_target > t->n_valid;
     for (uint32_t i = t->n_valid; i < MAX_TOKENS && below(r, 2); i++) { /* it goes on differently */
         t->ids[i] = (int32_t)below(r, 3);
     }
@@ -711,21 +712,26 @@ static void do_adopt(run *r, uint32_t entry, uint32_t n_tokens) {
     if (n <= t->n_valid || (!t->reserved && t->n_pages == 0)) {
         return;
     }
-    for (uint32_t i = 0; i < MAX_ENTRIES; i++) { /* whichever of those that have it */
+    /* Whichever of those that have it; a closed one went to the end of its list. */
+    int holder = -1;
+    for (int i = 0; i < MAX_ENTRIES; i++) {
         const twin *h = &r->m.entries[i];
         uint32_t n_pages = model_pages_for(&r->m, n);
-        if (i != entry && common_groups(t, h, true) >= held && t->e->n_pages == n_pages &&
-            memcmp(h->e->pages, t->e->pages, n_pages * sizeof *h->e->pages) == 0) {
-            model_truncate(&r->m, entry, 0);
-            model_fork(&r->m, i, entry, n);
-            if (h->closed) {
-                lru_close(&r->m, i);
-            }
-            r->n_adopted++;
-            return;
+        if (i != (int)entry && common_groups(t, h, true) >= held && t->e->n_pages == n_pages &&
+            memcmp(h->e->pages, t->e->pages, n_pages * sizeof *h->e->pages) == 0 &&
+            (holder < 0 || (h->closed && &h->e->link == r->c->closed.prev))) {
+            holder = i;
         }
     }
-    EXPECT(r, false, "%u tokens were taken from nobody who has them", n);
+    EXPECT(r, holder >= 0, "%u tokens were taken from nobody who has them", n);
+    if (holder >= 0) {
+        model_truncate(&r->m, entry, 0);
+        model_fork(&r->m, (uint32_t)holder, entry, n);
+        if (r->m.entries[holder].closed && &r->m.entries[holder].e->link == r->c->closed.prev) {
+            lru_close(&r->m, (uint32_t)holder);
+        }
+        r->n_adopted++;
+    }
 }
 
 static void do_fork(run *r, uint32_t parent, uint32_t child, uint32_t n_tokens) {

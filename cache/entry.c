@@ -34,6 +34,17 @@ void cache_entry_destroy(cache *c, cache_entry *e) {
     free(e);
 }
 
+/* There may be as many closed entries as groups in the pool: they keep no room to grow, and no copies. */
+static void give_back_room(cache_entry *e) {
+    uint32_t *pages = realloc(e->pages, e->n_pages * sizeof *pages);
+    if (pages) {
+        e->pages = pages;
+    }
+    free(e->copies);
+    e->copies = NULL;
+    e->n_saved = 0;
+}
+
 void cache_entry_close(cache *c, cache_entry *e) {
     if (e && e->pinned) {
         cache_unpin(c, e);
@@ -52,6 +63,7 @@ void cache_entry_close(cache *c, cache_entry *e) {
     }
     list_remove(&e->link);
     list_push_back(&c->closed, &e->link);
+    give_back_room(e);
     e->n_reserved = 0;
     e->closed = true;
     c->n_resident--;
@@ -138,9 +150,7 @@ void cache_commit(cache_entry *e, uint32_t n_valid) {
 }
 
 void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens) {
-    if (n_tokens >= c->config.session_len) {
-        return;
-    }
+    n_tokens = n_tokens < c->config.session_len ? n_tokens : c->config.session_len;
     uint32_t keep = cache_pages_for(c, n_tokens);
     prefix_shrink(c, e, n_tokens);
     cache_truncate_copies(c, e, n_tokens);
@@ -174,14 +184,13 @@ perch_status cache_fork(cache *c, cache_entry *parent, cache_entry *child, uint3
                        child->n_pages);
     }
     uint32_t n_valid = n_tokens < parent->n_valid ? n_tokens : parent->n_valid;
-    if (n_valid == 0) {
-        return PERCH_OK;
-    }
-    perch_status status = ensure_array(c, child, err);
+    perch_status status = n_valid > 0 ? ensure_array(c, child, err) : PERCH_OK;
     if (status != PERCH_OK) {
         return status;
     }
-    child->n_saved = 0;
-    entry_share(c, parent, child, n_valid);
+    cache_truncate_copies(c, child, 0); /* of what it was before, if it was evicted to the last page */
+    if (n_valid > 0) {
+        entry_share(c, parent, child, n_valid);
+    }
     return PERCH_OK;
 }
