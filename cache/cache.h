@@ -189,7 +189,7 @@ size_t cache_transfers(const cache *c, cache_direction direction, cache_transfer
 void cache_transfers_sent(cache *c, cache_direction direction, size_t n, uint64_t ticket);
 /* All up to that ticket are done. */
 void cache_transfers_done(cache *c, cache_direction direction, uint64_t ticket);
-/* The newest ticket under way; 0: none. */
+/* The oldest ticket under way; 0: none. */
 uint64_t cache_transfers_pending(const cache *c, cache_direction direction);
 
 typedef struct cache_found {

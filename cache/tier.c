@@ -83,7 +83,7 @@ void cache_transfers_sent(cache *c, cache_direction direction, size_t n, uint64_
 
 uint64_t cache_transfers_pending(const cache *c, cache_direction direction) {
     const cache_queue *q = &c->queues[direction];
-    return q->sent > q->begin ? q->items[(q->sent - 1) % c->queue_cap].ticket : 0;
+    return q->sent > q->begin ? q->items[q->begin % c->queue_cap].ticket : 0;
 }
 
 static void arrived(cache *c, cache_entry *e) {
@@ -241,6 +241,8 @@ void cache_truncate_copies(cache *c, cache_entry *e, uint32_t n_tokens) {
 void tier_write(cache *c, cache_entry *e, uint32_t first, uint32_t end) {
     for (uint32_t i = first; i < end; i++) {
         cache_page *p = &c->pages[e->pages[i]];
-        p->copy.n_tokens = min_u32(p->copy.n_tokens, e->n_valid);
+        if (p->n_owners == 1) { /* else it is written to a page of its own, and this one stays what it is */
+            p->copy.n_tokens = min_u32(p->copy.n_tokens, e->n_valid);
+        }
     }
 }

@@ -71,14 +71,15 @@ static void step(perch_engine *e) {
         sched_prepare(&e->sched);
         status = execute_commands(e, &err);
     }
+    bool blocked = !plan->n_rows && !before->busy; /* what lands may let others go on */
     if (!status && before->busy) {
         status = land(e, before, &err);
     }
     if (!status && now->busy && (now->host_chose || !e->backend->async)) {
         status = land(e, now, &err);
     }
-    if (!status && !plan->n_rows && !now->busy && !before->busy) {
-        status = transfers_wait(e, &err); /* nothing else can be done before them */
+    if (!status && blocked) {
+        status = transfers_wait(e, &err); /* nothing else can be done before one of them is done */
     }
     if (status) {
         engine_poison(e, &err);

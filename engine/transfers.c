@@ -4,7 +4,8 @@
  */
 #include "engine/impl.h"
 
-#define SENT_AT_ONCE 256u
+/* Of a ticket. Whoever waits for one may keep a new request waiting as long: some ten MiB to copy, with pages of 2 MiB. */
+#define SENT_AT_ONCE 32u
 
 static kernels_direction direction_of(cache_direction direction) {
     return direction == CACHE_STORE ? KERNELS_STORE : KERNELS_LOAD;
@@ -50,13 +51,12 @@ perch_status transfers_poll(perch_engine *e, perch_error *err) {
 }
 
 perch_status transfers_wait(perch_engine *e, perch_error *err) {
-    uint64_t last_load = cache_transfers_pending(e->kv, CACHE_LOAD);
-    uint64_t last_store = cache_transfers_pending(e->kv, CACHE_STORE);
+    uint64_t load = cache_transfers_pending(e->kv, CACHE_LOAD), store = cache_transfers_pending(e->kv, CACHE_STORE);
     perch_status status = PERCH_OK;
-    if (last_load || last_store) {
+    if (load || store) {
         pthread_mutex_unlock(&e->lock);
-        status = last_load ? e->backend->transfer_wait(e->device, KERNELS_LOAD, last_load, err)
-                           : e->backend->transfer_wait(e->device, KERNELS_STORE, last_store, err);
+        status = load ? e->backend->transfer_wait(e->device, KERNELS_LOAD, load, err)
+                      : e->backend->transfer_wait(e->device, KERNELS_STORE, store, err);
         pthread_mutex_lock(&e->lock);
     }
     return status;
