@@ -4,7 +4,7 @@
  */
 #include "engine/impl.h"
 
-/* Of a ticket. Whoever waits for one may keep a new request waiting as long: some ten MiB to copy, with pages of 2 MiB. */
+/* Of a ticket. Whoever waits for one may keep a new request waiting as long: 64 MiB to copy, with pages of 2 MiB. */
 #define SENT_AT_ONCE 32u
 
 static kernels_direction direction_of(cache_direction direction) {
@@ -51,12 +51,12 @@ perch_status transfers_poll(perch_engine *e, perch_error *err) {
 }
 
 perch_status transfers_wait(perch_engine *e, perch_error *err) {
-    uint64_t load = cache_transfers_pending(e->kv, CACHE_LOAD), store = cache_transfers_pending(e->kv, CACHE_STORE);
+    cache_direction direction = cache_transfers_pending(e->kv, CACHE_LOAD) ? CACHE_LOAD : CACHE_STORE;
+    uint64_t oldest = cache_transfers_pending(e->kv, direction);
     perch_status status = PERCH_OK;
-    if (load || store) {
+    if (oldest) {
         pthread_mutex_unlock(&e->lock);
-        status = load ? e->backend->transfer_wait(e->device, KERNELS_LOAD, load, err)
-                      : e->backend->transfer_wait(e->device, KERNELS_STORE, store, err);
+        status = e->backend->transfer_wait(e->device, direction_of(direction), oldest, err);
         pthread_mutex_lock(&e->lock);
     }
     return status;
