@@ -72,4 +72,16 @@ t "bf16 answers as f32 does"
 run "$perch" batch "${model[@]}" model.dtype=bf16 <"$tmp/in"
 same "the answers" "$(sort -t "$(printf '\t')" -k 2,2n -k 1,1n "$tmp/all" | cut -f 4)" "$(json text <<<"$out")"
 
+t "the example that remembers: each run is a turn of a stored conversation"
+remember=$(dirname "$minimal")/remember
+for turn in "My cat is called Milo.|A cat called Milo, how charming." "What is my cat called?|Your cat is called Milo."; do
+    run "$remember" tools/train/model "$tmp/store" alice "${turn%|*}"
+    same "the exit code" 0 "$code"
+    same "the answer" "${turn#*|}" "$out"
+done
+run "$remember" tools/train/model "$tmp/store" bob "What is my cat called?"
+same "another one's answer" "You have not told me about your cat." "$out"
+run "$remember" tools/train/model /dev/null/store alice "Hello."
+same "the exit code without a store" 1 "$code"
+
 finish

@@ -90,9 +90,9 @@ if [ -n "$cxx" ]; then
 else
     skip "the installed header alone as C++17" "no C++ compiler"
 fi
-if [ -e tools/examples/minimal.c ]; then
-    check "the example host compiles" with_pkg_config tools/examples/minimal.c "$scratch/minimal"
-fi
+for example in tools/examples/*.c; do
+    check "$example compiles" with_pkg_config "$example" "$scratch/example"
+done
 if [ -e "$prefix/bin/perch" ]; then
     check "the command runs" "$prefix/bin/perch" --help
 fi
