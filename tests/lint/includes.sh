@@ -12,7 +12,8 @@
 #   engine/tiers   include base
 #   engine         include base kernels cache comm, its own folders
 #   tools          include (perch/perch.h alone)
-#   tests          anything, and so may NAME_test.c and NAME_testing.[ch] (what several tests share) wherever they stand
+#   tests          anything, and so may NAME_test.c and NAME_testing.[ch], NAME_testing_body.h (what several tests share)
+#                  wherever they stand
 #
 # A module includes its own files. CUDA's headers belong to kernels/ and comm/, and to the .cu files of
 # tools/, which measure a GPU without perch; those of MPI and NCCL to comm/.
@@ -37,7 +38,7 @@ function module(path) {
     return path ~ /\// ? substr(path, 1, index(path, "/") - 1) : "."
 }
 
-function is_test(path) { return path ~ /^tests\// || path ~ /(^|[_\/])(test|testing)\.[a-z]+$/ }
+function is_test(path) { return path ~ /^tests\// || path ~ /(^|[_\/])(test|testing|testing_body)\.[a-z]+$/ }
 
 function report(reason) { printf "%s:%d: %s\n", file, line, reason; found++ }
 

@@ -48,6 +48,7 @@ allowed_tree() {
     put tests/whole_test.c '#include "engine/model/model.h"' '#include "cache/cache.h"' '#include "../cache/cache.h"'
     put cache/cache_test.c '#include "tests/support/check.h"' '#include "kernels/kernels.h"'
     put cache/cache_testing.h '#include "tests/support/check.h"'
+    put cache/cache_testing_body.h '#include "tests/support/check.h"'
     put engine/model/testing.c '#include "tests/support/check.h"' '#include "cache/cache.h"'
     put build/generated.c '#include "nowhere.h"'
 }
