@@ -158,6 +158,19 @@ check --only kernels
 same "the last line" "3 passed, 1 failed" "$last"
 has "the reason" "the driver is too old" "$out"
 
+t "a build that is packed in one file"
+set_up
+tar -C "$tmp" -czf "$tmp/moved.tgz" pack
+check --build "$tmp/moved.tgz" --only kernels
+same "environment, build" "1 0 0/3 0 0" "$(row environment)/$(row build)"
+same "the last line" "7 passed, 0 failed" "$last"
+check --build "$tmp/moved" --only kernels
+same "the last line, without .tgz" "7 passed, 0 failed" "$last"
+head -c 2000 "$tmp/moved.tgz" >"$tmp/torn.tgz"
+check --build "$tmp/torn.tgz" --only kernels
+same "the last line, of half a file" "1 passed, 1 failed" "$last"
+has "the reason" "torn.tgz" "$out"
+
 t "a build that is not there, or lacks a library, is named"
 set_up
 rm "$pack/bin/gpu-limits"
