@@ -29,6 +29,10 @@ void cache_entry_destroy(cache *c, cache_entry *e) {
         c->n_resident++;
     }
     cache_truncate(c, e, 0);
+    entry_free(e);
+}
+
+void entry_free(cache_entry *e) {
     free(e->pages);
     free(e->copies);
     free(e);
@@ -36,7 +40,7 @@ void cache_entry_destroy(cache *c, cache_entry *e) {
 
 /* There may be as many closed entries as groups in the pool: they keep no room to grow, and no copies. */
 static void give_back_room(cache_entry *e) {
-    uint32_t *pages = realloc(e->pages, e->n_pages * sizeof *pages);
+    uint32_t *pages = e->n_pages > 0 ? realloc(e->pages, e->n_pages * sizeof *pages) : NULL;
     if (pages) {
         e->pages = pages;
     }
@@ -131,12 +135,6 @@ void entry_settle(cache *c, cache_entry *e) {
     }
     list_remove(&e->link);
     free_arrays_if_unused(c, e);
-    if (e->closed) {
-        c->n_closed--;
-        free(e->copies);
-        free(e);
-        return;
-    }
     c->n_resident--;
     if (e->slot != CACHE_NO_SLOT) {
         slot_release(c, e);

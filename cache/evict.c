@@ -37,7 +37,13 @@ static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *
         c->evictions += !v->closed;
         c->evicted_pages += n_carrying - v->n_pages;
     }
-    entry_settle(c, v);
+    if (v->closed && v->n_pages == 0) { /* with its last page it goes */
+        list_remove(&v->link);
+        c->n_closed--;
+        entry_free(v);
+    } else {
+        entry_settle(c, v);
+    }
 }
 
 cache_entry *evict_next(const cache *c) {

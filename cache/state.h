@@ -175,6 +175,7 @@ bool commands_fit(const cache *c, uint64_t n_maps, uint64_t n_copies); /* whatev
 void commands_copy(cache *c, uint32_t page, uint32_t source);
 
 /* --- entry.c */
+void entry_free(cache_entry *e);                /* its memory alone */
 void entry_drop_last(cache *c, cache_entry *e); /* lets go of its last page; O(1) */
 void entry_settle(cache *c, cache_entry *e);    /* after that: idle and without pages it leaves LRU list and slot */
 
