@@ -339,6 +339,8 @@ void cache_unpin(cache *c, cache_entry *e) {
 
 /* ---------------------------------------------------------------- stats -- */
 
+void cache_set_costs(cache *c, const cache_costs *costs) { c->costs = *costs; }
+
 void cache_stats_get(const cache *c, cache_stats *out) {
     *out = (cache_stats){
         .n_pages = c->config.n_pages,

@@ -218,6 +218,21 @@ void cache_adopt(cache *c, cache_entry *e, const cache_found *found, uint32_t n_
 bool cache_evict_one(cache *c, uint32_t keep_pages);
 
 /*
+ * What it takes to have KV that is not on the device, in microseconds, as the engine measures it. All zero, as after create: not
+ * known; what can be loaded is loaded, and the KV of all tokens is worth the same.
+ */
+typedef enum cache_tier { CACHE_HOST = 0, CACHE_DISK = 1, CACHE_N_TIERS = 2 } cache_tier;
+
+typedef struct cache_costs {
+    double compute_us;              /* to compute a token at position 0, in a step of the usual load, */
+    double compute_us_per_position; /* and what each position before it adds */
+    double latency_us[CACHE_N_TIERS];
+    double page_us[CACHE_N_TIERS]; /* to bring a page from there to the device, many at a time */
+} cache_costs;
+
+void cache_set_costs(cache *c, const cache_costs *costs); /* copied; good for what is decided from now on */
+
+/*
  * The commands since the last clear, in order; borrowed until the next call that changes the cache. The list has room
  * for pinning every slot anew and filling it, once between two clears; beyond that, pin and extend return E_AGAIN. The
  * operations that can't fail always have room.

@@ -113,6 +113,7 @@ struct cache_entry {
 struct cache {
     cache_config config;
     uint32_t pages_per_slot;
+    cache_costs costs;
 
     cache_page *pages;    /* [n_pages] */
     cache_slot *slots;    /* [n_slots] */
