@@ -82,7 +82,9 @@ static const option table[] = {
     {INFO("engine", "prefix_patience", "integer", "64",
           "schedule = prefix: for so many steps a request may be overtaken because others find more in the cache; then "
           "it "
-          "goes before all that came later."),
+          "goes before all that came later. So it waits longer than under fcfs by no more than these steps and the "
+          "longest "
+          "running turn."),
      FIELD(prefix_patience), .kind = OPTION_U32, RANGE(0, 1000000000)},
 
     {INFO("model", "path", "path", "", "Hugging Face model directory; with weights = random also a config.json."),

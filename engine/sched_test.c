@@ -477,6 +477,64 @@ static void nobody_is_overtaken_for_longer_than_the_patience(void) {
     CU_ASSERT_TRUE(n_overtaken > 100);
 }
 
+/* Random traffic of half-alike prompts, the same for the same seed; waits[i]: steps until job i was admitted. False: no room. */
+enum { WAITERS = 120 };
+static bool measure_waits(uint64_t seed, const sched_config *config, uint64_t waits[WAITERS], uint64_t *longest) {
+    test_rng rng = {seed};
+    const cache_config kv = indexed(4096);
+    if (!world_open(&kv, config)) {
+        return false;
+    }
+    while (w.n_jobs < WAITERS || w.s.n_waiting || w.s.n_running) {
+        if (w.n_jobs < WAITERS && test_rng_below(&rng, 3) == 0) {
+            uint32_t n_alike = test_rng_below(&rng, 2) == 0 ? 160 : 0;
+            uint32_t script = 1 + (uint32_t)test_rng_below(&rng, 2),
+                     n_prompt = 170 + (uint32_t)test_rng_below(&rng, 60);
+            world_add_alike(script, n_alike, n_prompt, 1 + (uint32_t)test_rng_below(&rng, 6), 0);
+        }
+        world_step();
+    }
+    *longest = 0;
+    for (uint32_t i = 0; i < WAITERS; i++) {
+        const job *j = &w.jobs[i];
+        uint64_t busy = j->finished_step - j->admitted_step;
+        waits[i] = j->admitted_step - j->added_step;
+        *longest = *longest > busy ? *longest : busy;
+    }
+    world_close();
+    return true;
+}
+
+/* Who was overtaken for the patience finds the rows taken by those who overtook, for as long as they still run. */
+static void nobody_waits_longer_than_under_fcfs_by_more_than_the_patience_and_a_turn(void) {
+    uint64_t most_longer = 0;
+    double sum[2] = {0, 0};
+    for (uint64_t seed = 1; seed <= 60; seed++) {
+        uint64_t waits[2][WAITERS], longest[2];
+        test_rng rng = {seed + 1000};
+        uint32_t n_rows = 1 + (uint32_t)test_rng_below(&rng, 4), patience = (uint32_t)test_rng_below(&rng, 40);
+        sched_config config = by_prefix(n_rows, patience);
+        bool measured = measure_waits(seed, &config, waits[1], &longest[1]);
+        config.by_prefix = false;
+        if (!measured || !measure_waits(seed, &config, waits[0], &longest[0])) {
+            return;
+        }
+        for (uint32_t i = 0; i < WAITERS; i++) {
+            uint64_t longer = waits[1][i] > waits[0][i] ? waits[1][i] - waits[0][i] : 0;
+            uint64_t bound = patience + longest[1];
+            most_longer = most_longer > longer ? most_longer : longer;
+            CHECK_MSG(longer <= bound,
+                      "seed %llu, %u rows: job %u waited %llu steps, %llu under fcfs, the bound is %llu more",
+                      (unsigned long long)seed, n_rows, i, (unsigned long long)waits[1][i],
+                      (unsigned long long)waits[0][i], (unsigned long long)bound);
+            sum[0] += (double)waits[0][i];
+            sum[1] += (double)waits[1][i];
+        }
+    }
+    CU_ASSERT_TRUE(most_longer > 0);
+    CHECK_MSG(sum[1] < sum[0], "by prefix %.0f steps were waited, under fcfs %.0f", sum[1], sum[0]);
+}
+
 /* ------------------------------------------------------------ random traffic -- */
 
 static uint32_t between(test_rng *rng, uint32_t low, uint32_t high) {
@@ -574,6 +632,7 @@ int main(int argc, char **argv) {
         TEST(a_prefix_that_does_not_grow_is_not_waited_for),
         TEST(the_longest_cached_prefix_goes_first),
         TEST(nobody_is_overtaken_for_longer_than_the_patience),
+        TEST(nobody_waits_longer_than_under_fcfs_by_more_than_the_patience_and_a_turn),
         TEST(random_traffic_always_ends_and_never_breaks_the_cache),
     };
     return test_main("sched_test", tests, sizeof tests / sizeof *tests, argc, argv);
