@@ -15,7 +15,7 @@ def export(sections, version=1, n_sections=None, shift=0):
     at = 24 + 24 * len(sections)
     table, body = b"", b""
     for number, flags, data in sections:
-        table += struct.pack("<IIQQ", number, flags, at + len(body) + shift, len(data))
+        table += struct.pack("<IIQQ", number, flags, (at + len(body) + shift) % 2**64, len(data))
         body += data
     n = len(sections) if n_sections is None else n_sections
     return b"PERCHSEQ" + struct.pack("<IIQ", version, n, at + len(body) + 8) + table + body + bytes(8)
@@ -38,7 +38,7 @@ seeds = {
     "near_short_meta": export([model, (META, 1, b"short"), tokens]),
     "near_too_many": export([model, meta, tokens], n_sections=1 << 31),
     "near_outside": export([model, meta, tokens], shift=1 << 40),
-    "near_wraps": export([model, meta, tokens], shift=(1 << 64) - 200 - (24 + 72)),
+    "near_wraps": export([model, meta, tokens], shift=-(24 + 72) - 10),
     "near_cut": export([model, meta, tokens])[:90],
 }
 FOLDER.mkdir(parents=True, exist_ok=True)
