@@ -326,6 +326,7 @@ void cache_unpin(cache *c, cache_entry *e) {
         return;
     }
     e->pinned = false;
+    e->used_us = c->now_us;
     prefix_forget_promises(c, e);
     tier_cancel(c, e);
     for (uint32_t i = 0; i < e->n_pages; i++) {
@@ -340,6 +341,13 @@ void cache_unpin(cache *c, cache_entry *e) {
 /* ---------------------------------------------------------------- stats -- */
 
 void cache_set_costs(cache *c, const cache_costs *costs) { c->costs = *costs; }
+
+void cache_set_time(cache *c, uint64_t now_us) { c->now_us = now_us; }
+
+void cache_watch(cache *c, cache_evict_fn fn, void *user) {
+    c->on_evict = fn;
+    c->on_evict_user = user;
+}
 
 void cache_stats_get(const cache *c, cache_stats *out) {
     *out = (cache_stats){

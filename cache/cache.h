@@ -218,6 +218,26 @@ void cache_adopt(cache *c, cache_entry *e, const cache_found *found, uint32_t n_
 bool cache_evict_one(cache *c, uint32_t keep_pages);
 
 /*
+ * What time it is, in microseconds, for all that follows: entries remember when they became idle. The cache looks at no clock
+ * itself; without this call it is always 0.
+ */
+void cache_set_time(cache *c, uint64_t now_us);
+
+/* An entry has lost valid KV to someone else. */
+typedef struct cache_eviction {
+    uint32_t n_pages;  /* that carried it */
+    uint32_t n_tokens; /* valid ones, before and now */
+    uint32_t n_left;
+    bool closed;      /* nobody's any more */
+    uint64_t idle_us; /* since it was last in use */
+} cache_eviction;
+
+typedef void (*cache_evict_fn)(void *user, const cache_eviction *what);
+
+/* Tells fn of every eviction from now on, in the call that evicts: it must not change the cache. */
+void cache_watch(cache *c, cache_evict_fn fn, void *user);
+
+/*
  * What it takes to have KV that is not on the device, in microseconds, as the engine measures it. All zero, as after create: not
  * known; what can be loaded is loaded, and the KV of all tokens is worth the same.
  */

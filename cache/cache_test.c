@@ -486,6 +486,45 @@ static void the_least_recently_used_loses_its_tail_and_keeps_its_place(void) {
     teardown(&f);
 }
 
+typedef struct told {
+    cache_eviction last;
+    int n;
+} told;
+
+static void on_evict(void *user, const cache_eviction *what) {
+    told *t = user;
+    t->last = *what;
+    t->n++;
+}
+
+static void who_watches_is_told_what_was_lost_and_how_long_it_was_idle(void) {
+    fixture f = setup(config_of(100, 10, 3, 1));
+    told t = {.n = 0};
+    cache_set_time(f.c, 1000);
+    fill_idle(&f, 0, 64); /* 4 pages, idle since 1000 */
+    cache_set_time(f.c, 1700);
+    fill_idle(&f, 1, 32); /* 2 pages */
+    cache_watch(f.c, on_evict, &t);
+    CU_ASSERT_TRUE(cache_evict_one(f.c, 1));
+    CU_ASSERT_EQUAL(t.n, 1);
+    CU_ASSERT_EQUAL(t.last.n_pages, 3);
+    CU_ASSERT_EQUAL(t.last.n_tokens, 64);
+    CU_ASSERT_EQUAL(t.last.n_left, 16);
+    CU_ASSERT_EQUAL(t.last.idle_us, 700);
+    CU_ASSERT_FALSE(t.last.closed);
+    cache_set_time(f.c, 5000);
+    CU_ASSERT_EQUAL(cache_pin(f.c, f.e[0]), PERCH_OK); /* in use: it is younger than the other one now */
+    cache_unpin(f.c, f.e[0]);
+    cache_set_time(f.c, 5010);
+    CU_ASSERT_TRUE(cache_evict_one(f.c, 0));
+    CU_ASSERT_EQUAL(t.last.idle_us, 5010 - 1700);
+    CU_ASSERT_TRUE(cache_evict_one(f.c, 0));
+    CU_ASSERT_EQUAL(t.last.idle_us, 10);
+    CU_ASSERT_EQUAL(t.last.n_left, 0);
+    CU_ASSERT_EQUAL(t.n, 3);
+    teardown(&f);
+}
+
 static void pinning_makes_an_entry_safe_and_unpinning_most_recent(void) {
     fixture f = setup(config_of(100, 10, 4, 1));
     fill_idle(&f, 0, 64);
@@ -1016,6 +1055,7 @@ int main(int argc, char **argv) {
         TEST(a_shared_page_is_unmapped_where_its_owner_left),
         TEST(free_pages_go_before_idle_ones),
         TEST(the_least_recently_used_loses_its_tail_and_keeps_its_place),
+        TEST(who_watches_is_told_what_was_lost_and_how_long_it_was_idle),
         TEST(pinning_makes_an_entry_safe_and_unpinning_most_recent),
         TEST(what_eviction_leaves_is_whole_groups),
         TEST(spare_pages_of_an_idle_entry_go_first_and_are_no_eviction),

@@ -171,6 +171,7 @@ void entry_share(cache *c, const cache_entry *parent, cache_entry *child, uint32
     }
     child->n_pages = n_pages;
     child->n_valid = n_valid;
+    child->used_us = c->now_us;
     prefix_inherit(c, parent, child, n_valid);
     list_push_back(&c->lru, &child->link);
     c->n_resident++;

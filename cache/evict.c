@@ -12,12 +12,23 @@ static void take_last(cache *c, cache_entry *v, const cache_entry *grower, cache
     }
 }
 
+static void report(const cache *c, const cache_entry *v, uint32_t n_tokens, uint32_t n_pages) {
+    if (c->on_evict) {
+        const cache_eviction what = {.n_pages = n_pages,
+                                     .n_tokens = n_tokens,
+                                     .n_left = v->n_valid,
+                                     .closed = v->closed,
+                                     .idle_us = c->now_us > v->used_us ? c->now_us - v->used_us : 0};
+        c->on_evict(c->on_evict_user, &what);
+    }
+}
+
 /*
  * Takes pages from v's tail until it has keep, or growth (may be NULL) has enough; then what holds no whole group goes,
  * too. It counts as an eviction where KV was lost, not merely spare pages.
  */
 static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *grower, cache_growth *growth) {
-    uint32_t n_carrying = cache_pages_for(c, v->n_valid);
+    uint32_t n_tokens = v->n_valid, n_carrying = cache_pages_for(c, n_tokens);
     v->n_saved = v->n_saved > v->n_valid ? v->n_saved : v->n_valid;
     while (v->n_pages > keep && !(growth && c->n_free >= growth->n_need)) {
         take_last(c, v, grower, growth);
@@ -36,6 +47,7 @@ static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *
         v->n_evictions++;
         c->evictions += !v->closed;
         c->evicted_pages += n_carrying - v->n_pages;
+        report(c, v, n_tokens, n_carrying - v->n_pages);
     }
     if (v->closed && v->n_pages == 0) { /* with its last page it goes */
         list_remove(&v->link);

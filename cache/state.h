@@ -89,6 +89,7 @@ struct cache_entry {
     list_link link;  /* in lru, or in closed, while idle and n_pages > 0 */
     uint32_t *pages; /* [pages_per_slot], or NULL: holds none and is not reserved */
     uint64_t n_evictions;
+    uint64_t used_us; /* by the cache's time: when it was last pinned, or given others' pages */
     uint32_t n_pages;
     uint32_t n_valid; /* tokens */
     uint32_t n_ready; /* tokens that extend made room for; while pinned */
@@ -114,6 +115,9 @@ struct cache {
     cache_config config;
     uint32_t pages_per_slot;
     cache_costs costs;
+    uint64_t now_us;
+    cache_evict_fn on_evict; /* may be NULL */
+    void *on_evict_user;
 
     cache_page *pages;    /* [n_pages] */
     cache_slot *slots;    /* [n_slots] */

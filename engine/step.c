@@ -59,6 +59,7 @@ static void step(perch_engine *e) {
     uint64_t begin_us = time_us();
     flight *now = &e->flights[e->lane], *before = &e->flights[(e->lane + 1) % KERNELS_LANES];
 
+    cache_set_time(e->kv, begin_us);
     completions_end_due(e);
     perch_status status = transfers_poll(e, &err);
     const sched_plan *plan = sched_make_plan(&e->sched);
