@@ -44,6 +44,7 @@ typedef struct cache_config {
     uint32_t chunk_pages; /* an entry grows by multiples of this (capped at the slot); 0 = the whole slot at once */
     bool prefix_index;    /* entries find what others have computed of their tokens */
     uint32_t n_frames;    /* of the host tier, each with room for a page; 0 = there is none */
+    uint64_t hash_seed;   /* of the index: unknown to tenants, so that none can make up prompts that fall together */
 } cache_config;
 
 typedef struct cache_stats {

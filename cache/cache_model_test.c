@@ -889,6 +889,7 @@ static cache_config random_config(test_rng *rng) {
         k.session_len = 1 + (uint32_t)test_rng_below(rng, MAX_TOKENS - 8);
     } while (cache_pages_per_slot(&k) > MAX_PAGES);
     k.prefix_index = test_rng_below(rng, 5) > 0;
+    k.hash_seed = test_rng_next(rng);
     k.chunk_pages = chunks[test_rng_below(rng, sizeof chunks / sizeof *chunks)];
     uint32_t pages_per_slot = cache_pages_per_slot(&k);
     k.n_pages = pages_per_slot +

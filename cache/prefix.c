@@ -20,7 +20,7 @@ static uint64_t mix(uint64_t h) { /* the finalizer of MurmurHash3 (Appleby) */
 }
 
 static uint32_t *bucket_of(const cache *c, uint64_t name_space, uint32_t parent, const int32_t *tokens) {
-    uint64_t h = mix(parent == CACHE_NO_NODE ? name_space ^ 0x9e3779b97f4a7c15ULL : parent);
+    uint64_t h = mix(c->config.hash_seed ^ (parent == CACHE_NO_NODE ? name_space ^ 0x9e3779b97f4a7c15ULL : parent));
     for (uint32_t i = 0; i < KV_GROUP_TOKENS; i += 2) {
         uint64_t pair;
         memcpy(&pair, tokens + i, sizeof pair);

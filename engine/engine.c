@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 /* generation_config.json's value where [sampling] leaves it to the model, `off` where that has none either. */
@@ -175,6 +176,9 @@ static perch_status load(perch_engine *e, perch_error *err) {
         return status;
     }
     e->session_len = e->plan.session_len;
+    if (getrandom(&parts.cache.hash_seed, sizeof parts.cache.hash_seed, GRND_NONBLOCK) < 0) {
+        parts.cache.hash_seed = time_us(); /* early in a boot; nothing but speed depends on it */
+    }
     status = cache_create(&parts.cache, &e->kv, err);
     if (status || (status = sched_init(&e->sched, &parts.sched, e->kv, completion_admitted, e, err))) {
         return status;
