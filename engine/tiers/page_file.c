@@ -183,6 +183,17 @@ bool page_file_get(const page_file *file, uint32_t frame, page_record *out) {
     return true;
 }
 
+bool page_file_tokens(const page_file *file, uint32_t frame, int32_t *out) {
+    page_record record;
+    int error;
+    if (!page_file_get(file, frame, &record)) {
+        return false;
+    }
+    const size_t n_bytes = record.n_tokens * sizeof *out;
+    return page_read_all(file->fd, out, n_bytes, page_tokens_at(file, frame), &error) &&
+           page_checksum(out, n_bytes) == record.tokens_checksum;
+}
+
 /* --- submit and poll */
 
 static perch_status check_request(const page_file *file, const page_request *r, size_t i, perch_error *err) {
@@ -205,6 +216,10 @@ static perch_status check_request(const page_file *file, const page_request *r, 
     if (r->op == PAGE_WRITE && (r->record.n_bytes == 0 || r->record.n_bytes > file->config.page_bytes)) {
         return err_set(err, PERCH_E_INVALID, "page request %zu: %" PRIu64 " bytes of a page of %" PRIu64, i,
                        r->record.n_bytes, file->config.page_bytes);
+    }
+    if (r->op == PAGE_WRITE && (r->record.n_tokens > file->config.max_tokens || (r->record.n_tokens && !r->tokens))) {
+        return err_set(err, PERCH_E_INVALID, "page request %zu: %u tokens, a page has %u at most", i,
+                       r->tokens ? r->record.n_tokens : 0, file->config.max_tokens);
     }
     return PERCH_OK;
 }
@@ -233,7 +248,9 @@ static perch_status claim(page_file *file, const page_request *requests, size_t 
 static page_job make_job(page_file *file, page_request *r) {
     page_job job = {.request = *r};
     if (r->op == PAGE_WRITE) {
-        r->record.generation = job.request.record.generation = ++file->generation;
+        r->record.generation = ++file->generation;
+        r->record.tokens_checksum = page_checksum(r->tokens, r->record.n_tokens * sizeof *r->tokens);
+        job.request.record = r->record;
         file->frames[r->frame].is_valid = false;
     } else if (r->op == PAGE_READ) {
         job.request.record = file->frames[r->frame].record;

@@ -24,6 +24,7 @@ typedef struct page_file_config {
     const char *path; /* borrowed until open returns */
     uint64_t page_bytes;
     uint32_t n_frames;
+    uint32_t max_tokens;         /* that a page stands for, kept with it; 0 = none are kept */
     uint32_t n_threads;          /* that read and write: 1..64 */
     uint32_t max_requests;       /* that were submitted and not polled yet */
     uint8_t key[PAGE_KEY_BYTES]; /* of the model and the layout whose pages these are */
@@ -33,14 +34,14 @@ typedef struct page_file_config {
     void *notify_user;
 } page_file_config;
 
-/* What a frame holds. All but `generation` and `n_bytes` is kept for the caller, whose business it is. */
+/* What a frame holds. Parent and position are kept for the caller, whose business they are. */
 typedef struct page_record {
     uint64_t generation; /* counts up over the life of the file, never used twice; given by submit */
     uint64_t n_bytes;    /* of the page that count: the rest is not kept */
     uint64_t parent_generation;
-    uint64_t tokens_checksum; /* page_checksum of the token IDs that the page stands for */
+    uint64_t tokens_checksum; /* of the token IDs that are kept with it; given by submit */
     uint32_t parent_frame;    /* where the page before it lies, or PAGE_NO_FRAME */
-    uint32_t n_tokens;        /* of this page */
+    uint32_t n_tokens;        /* kept with it, max_tokens at most */
     uint32_t first_position;  /* the position of its first token */
 } page_record;
 
@@ -51,7 +52,8 @@ typedef struct page_request {
     uint32_t frame; /* READ, WRITE */
     uint8_t
         *data; /* likewise: page_bytes at a multiple of PAGE_ALIGNMENT; unchanged (WRITE), unseen (READ) until polled */
-    page_record record; /* WRITE */
+    page_record record;    /* WRITE */
+    const int32_t *tokens; /* WRITE: [record.n_tokens]; the caller's, unchanged until polled */
 } page_request;
 
 typedef enum page_outcome {
@@ -94,10 +96,16 @@ page_file_info page_file_info_get(const page_file *file);
 bool page_file_get(const page_file *file, uint32_t frame, page_record *out);
 
 /*
+ * Copies the record.n_tokens tokens that are kept with a page that was found at opening: out[max_tokens]. False: they are not what
+ * was written, or can't be read. It reads the disk.
+ */
+bool page_file_tokens(const page_file *file, uint32_t frame, int32_t *out);
+
+/*
  * Queues requests; their tickets are *first and those after it. Reads go before writes; what is in neighbouring frames,
  * in the order of the requests, goes at once. A SYNC is done when all that was submitted before it is on the disk. The
  * records of writes get their generations. E_AGAIN: max_requests; E_INVALID: a frame that is out of range, has a
- * request under way already or nothing to read, n_bytes out of range, data that is not aligned. Then none of them is
+ * request under way already or nothing to read, n_bytes or n_tokens out of range, data that is not aligned. Then none of them is
  * queued.
  */
 perch_status page_file_submit(page_file *file, page_request *requests, size_t n, uint64_t *first, perch_error *err);

@@ -96,6 +96,7 @@ static void a_restart_finds_the_pages_again(void) {
             CU_ASSERT(testing_same(&record, &records[i]));
             CU_ASSERT(testing_one(file, testing_read(i, data)) == PAGE_OK);
             CU_ASSERT(testing_has(data, i == 7 ? 4097 : TESTING_PAGE, i == 7 ? 77 : 1000 + i));
+            CU_ASSERT(testing_has_tokens(file, i, i == 7 ? 77 : 1000 + i));
         }
     }
     page_request next = testing_write(35, data, 5, 10);
@@ -106,18 +107,36 @@ static void a_restart_finds_the_pages_again(void) {
     unlink(testing_path);
 }
 
+static void tokens_that_were_changed_are_not_given_out(void) {
+    page_file *file = testing_open(1);
+    int32_t tokens[TESTING_TOKENS];
+    write_pages(file, 3, 50);
+    const uint64_t at = page_tokens_at(file, 1);
+    CU_ASSERT(!page_file_tokens(file, 3, tokens) && !page_file_tokens(file, TESTING_FRAMES, tokens));
+    page_file_close(file);
+    int fd = open(testing_path, O_RDWR | O_CLOEXEC), other = 12345;
+    CU_ASSERT(pwrite(fd, &other, sizeof other, (off_t)at + 40) == (ssize_t)sizeof other);
+    close(fd);
+    file = testing_open(1);
+    CU_ASSERT(testing_has_tokens(file, 0, 50) && testing_has_tokens(file, 2, 52));
+    CU_ASSERT(!page_file_tokens(file, 1, tokens));
+    page_file_close(file);
+    unlink(testing_path);
+}
+
 static void a_file_of_another_model_is_refused_or_emptied(void) {
     page_file *file = testing_open(1);
     page_record record;
     write_pages(file, 2, 1);
     page_file_close(file);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         static const char *const says[] = {"key begins with 74686520, not 00686520", "pages of 12800 bytes, not 8192",
-                                           "40 frames, not 41"};
+                                           "40 frames, not 41", "24 tokens a page, not 25"};
         page_file_config other = testing_config(1);
         other.key[0] = i == 0 ? 0 : other.key[0];
         other.page_bytes = i == 1 ? 8192 : other.page_bytes;
         other.n_frames += i == 2;
+        other.max_tokens += i == 3;
         CHECK_ERROR(page_file_open(&other, &file, &testing_error), PERCH_E_FORMAT, says[i]);
         CU_ASSERT(file == NULL && strstr(testing_error.message, testing_path) != NULL);
     }
@@ -198,7 +217,7 @@ static void flip(uint64_t byte, int bit) {
     close(fd);
 }
 
-static uint64_t frame_offset(uint32_t frame) { return 2 * PAGE_ALIGNMENT + frame * TESTING_ROOM; }
+static uint64_t frame_offset(uint32_t frame) { return 3 * PAGE_ALIGNMENT + frame * TESTING_ROOM; }
 
 static void a_flipped_bit_of_a_page_is_noticed(void) {
     test_rng rng = {test_seed(3)};
@@ -347,11 +366,12 @@ static void a_kill_loses_no_synced_page_and_brings_no_wrong_one(void) {
             page_record record;
             if (page_file_get(file, frame, &record)) {
                 page_outcome outcome = testing_one(file, testing_read(frame, data));
-                const uint64_t written = record.tokens_checksum / 8;
+                const uint64_t written = record.first_position / 8;
                 n_pages += outcome == PAGE_OK;
                 /* Torn is what may have been under way: a frame comes again after 8 rounds. */
                 CHECK_MSG(outcome == PAGE_CORRUPT ? round + 1 >= written + 8
-                                                  : testing_has(data, TESTING_PAGE, record.tokens_checksum),
+                                                  : testing_has(data, TESTING_PAGE, record.first_position) &&
+                                                        testing_has_tokens(file, frame, record.first_position),
                           "frame %u of round %" PRIu64 " after round %" PRIu64 ": %d", frame, written, round,
                           (int)outcome);
             }
@@ -359,8 +379,7 @@ static void a_kill_loses_no_synced_page_and_brings_no_wrong_one(void) {
         for (uint32_t k = 0; k < 4; k++) { /* the last that was synced */
             page_record record;
             const uint32_t frame = (uint32_t)((5 * round + k) % TESTING_FRAMES);
-            CHECK_MSG(page_file_get(file, frame, &record) && record.tokens_checksum == 8 * round + k, "frame %u",
-                      frame);
+            CHECK_MSG(page_file_get(file, frame, &record) && record.first_position == 8 * round + k, "frame %u", frame);
         }
         page_file_close(file);
         unlink(testing_path);
@@ -388,11 +407,18 @@ static void requests_that_cannot_be_are_refused(void) {
         {{.op = PAGE_WRITE, .frame = 3, .data = data}, "0 bytes of a page"},
         {{.op = PAGE_WRITE, .frame = 3, .data = data, .record = {.n_bytes = TESTING_PAGE + 1}},
          "12801 bytes of a page"},
+        {{.op = PAGE_WRITE, .frame = 3, .data = data, .record = {.n_bytes = 1, .n_tokens = 1}}, "0 tokens"},
+        {{.op = PAGE_WRITE,
+          .frame = 3,
+          .data = data,
+          .tokens = testing_tokens(1),
+          .record = {.n_bytes = 1, .n_tokens = TESTING_TOKENS + 1}},
+         "25 tokens, a page has 24 at most"},
         {{.op = (page_op)3, .data = data}, "op 3"},
         {testing_read(0, data + TESTING_ROOM), "frame 0 has a request under way"}, /* that is beside it */
     };
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
-        page_request two[] = {i < 7 ? testing_write(9, data, 5, 100) : testing_read(0, data), wrong[i].request};
+        page_request two[] = {i < 9 ? testing_write(9, data, 5, 100) : testing_read(0, data), wrong[i].request};
         CHECK_ERROR(page_file_submit(file, two, 2, &first, &testing_error), PERCH_E_INVALID, wrong[i].says);
         CU_ASSERT(strstr(testing_error.message, "request 1") != NULL);
     }
@@ -510,6 +536,7 @@ int main(int argc, char **argv) {
     static const test_case tests[] = {
         {"what_was_written_comes_back", what_was_written_comes_back},
         {"a_restart_finds_the_pages_again", a_restart_finds_the_pages_again},
+        {"tokens_that_were_changed_are_not_given_out", tokens_that_were_changed_are_not_given_out},
         {"a_file_of_another_model_is_refused_or_emptied", a_file_of_another_model_is_refused_or_emptied},
         {"what_is_not_ours_is_never_touched", what_is_not_ours_is_never_touched},
         {"one_at_a_time_has_the_file", one_at_a_time_has_the_file},

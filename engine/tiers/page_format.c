@@ -46,7 +46,8 @@ static page_header make_header(const page_file *file) {
     page_header header = {.magic = PAGE_MAGIC,
                           .version = PAGE_VERSION,
                           .n_frames = file->config.n_frames,
-                          .page_bytes = file->config.page_bytes};
+                          .page_bytes = file->config.page_bytes,
+                          .max_tokens = file->config.max_tokens};
     memcpy(header.key, file->config.key, sizeof header.key);
     header.checksum = page_checksum(&header, offsetof(page_header, checksum));
     return header;
@@ -64,6 +65,8 @@ static perch_status differs(const page_file *file, const page_header *got, perch
         snprintf(why, sizeof why, "pages of %" PRIu64 " bytes, not %" PRIu64, got->page_bytes, want->page_bytes);
     } else if (got->n_frames != want->n_frames) {
         snprintf(why, sizeof why, "%u frames, not %u", got->n_frames, want->n_frames);
+    } else if (got->max_tokens != want->max_tokens) {
+        snprintf(why, sizeof why, "%" PRIu64 " tokens a page, not %u", got->max_tokens, want->max_tokens);
     } else {
         snprintf(why, sizeof why,
                  "pages of another model or layout: its key begins with %02x%02x%02x%02x, not %02x%02x%02x%02x",
@@ -176,7 +179,7 @@ static void take_record(page_file *file, uint32_t number, const disk_record *r) 
         return;
     }
     if (r->checksum != page_checksum(r, offsetof(disk_record, checksum)) || r->frame != number || r->generation == 0 ||
-        r->n_bytes == 0 || r->n_bytes > file->config.page_bytes) {
+        r->n_bytes == 0 || r->n_bytes > file->config.page_bytes || r->n_tokens > file->config.max_tokens) {
         file->info.n_damaged++;
         return;
     }
@@ -221,10 +224,15 @@ static perch_status read_records(page_file *file, perch_error *err) {
 static bool plan_layout(page_file *file) {
     const page_file_config *c = &file->config;
     page_layout *at = &file->layout;
-    size_t frames_bytes, bytes;
+    size_t frames_bytes, tokens_bytes, bytes;
     at->frame_bytes = page_moved_bytes(c->page_bytes);
     at->records_at = PAGE_ALIGNMENT;
-    at->frames_at = at->records_at + page_moved_bytes((uint64_t)c->n_frames * sizeof(disk_record));
+    at->tokens_at = at->records_at + page_moved_bytes((uint64_t)c->n_frames * sizeof(disk_record));
+    if (!mul_size((size_t)c->max_tokens * sizeof(int32_t), c->n_frames, &tokens_bytes) ||
+        tokens_bytes > INT64_MAX / 2) {
+        return false;
+    }
+    at->frames_at = at->tokens_at + page_moved_bytes(tokens_bytes);
     if (!mul_size(at->frame_bytes, c->n_frames, &frames_bytes) || !add_size(at->frames_at, frames_bytes, &bytes) ||
         bytes > INT64_MAX) {
         return false;

@@ -1,8 +1,8 @@
 /*
  * What the files of page_file share: the layout on disk, and the state of an open file.
  *
- * On disk: one block with the header, the records side by side, and from the next block on the frames. Numbers are this
- * machine's own.
+ * On disk: one block with the header, the records side by side, from the next block on the tokens of each, and from the next
+ * one on the frames. Numbers are this machine's own.
  */
 #ifndef PERCH_ENGINE_TIERS_PAGE_IMPL_H
 #define PERCH_ENGINE_TIERS_PAGE_IMPL_H
@@ -12,7 +12,7 @@
 #include <pthread.h>
 
 #define PAGE_MAGIC 0x3145474150435250u /* "PRCPAGE1" */
-#define PAGE_VERSION 1u
+#define PAGE_VERSION 2u
 #define PAGE_NONE UINT32_MAX
 
 typedef struct page_header {
@@ -21,6 +21,7 @@ typedef struct page_header {
     uint32_t n_frames;
     uint64_t page_bytes;
     uint8_t key[PAGE_KEY_BYTES];
+    uint64_t max_tokens;
     uint64_t checksum; /* of what is before it */
 } page_header;
 
@@ -34,12 +35,12 @@ typedef struct disk_record {
     uint64_t checksum; /* of what is before it */
 } disk_record;
 
-_Static_assert(sizeof(page_header) == 64 && sizeof(disk_record) == 64, "no padding, and records fill blocks");
+_Static_assert(sizeof(page_header) == 72 && sizeof(disk_record) == 64, "no padding, and records fill blocks");
 
 /* Where everything lies. */
 typedef struct page_layout {
     uint64_t frame_bytes; /* from one frame to the next: page_bytes up to PAGE_ALIGNMENT */
-    uint64_t records_at, frames_at, file_bytes;
+    uint64_t records_at, tokens_at, frames_at, file_bytes;
 } page_layout;
 
 /* A request on its way; then `result` says what became of it. */
@@ -110,6 +111,11 @@ void page_batch_run(const page_file *file, const page_batch *batch);
 /* Bytes of a page that are read and written: those that count, up to the next PAGE_ALIGNMENT. */
 static inline uint64_t page_moved_bytes(uint64_t n_bytes) {
     return (n_bytes + PAGE_ALIGNMENT - 1) / PAGE_ALIGNMENT * PAGE_ALIGNMENT;
+}
+
+/* Where the tokens of a frame are kept. */
+static inline uint64_t page_tokens_at(const page_file *file, uint32_t frame) {
+    return file->layout.tokens_at + (uint64_t)frame * file->config.max_tokens * sizeof(int32_t);
 }
 
 #endif

@@ -1,6 +1,6 @@
 /*
  * What the page file's threads do: neighbouring frames go in one transfer, a page is checked when it was read, and a
- * record is written after its page. Where a transfer of several pages fails, each is tried alone, so that one bad block
+ * record is written after its page and tokens. Where a transfer of several pages fails, each is tried alone, so that one bad block
  * costs one page.
  */
 #include "engine/tiers/page_impl.h"
@@ -132,6 +132,17 @@ static bool read_batch(const page_file *file, const page_batch *batch, int *erro
     return true;
 }
 
+static bool write_tokens(const page_file *file, const page_batch *batch, int *error) {
+    for (uint32_t i = 0; i < batch->n; i++) {
+        const page_request *r = &batch->jobs[i]->request;
+        if (!page_write_all(file->fd, r->tokens, r->record.n_tokens * sizeof *r->tokens, page_tokens_at(file, r->frame),
+                            error)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool write_batch(const page_file *file, const page_batch *batch, int *error) {
     disk_record records[PAGE_BATCH];
     for (uint32_t i = 0; i < batch->n; i++) {
@@ -140,8 +151,8 @@ static bool write_batch(const page_file *file, const page_batch *batch, int *err
         records[i] = page_format_record(job->request.frame, &job->request.record, job->page_checksum);
     }
     const uint64_t at = file->layout.records_at + batch->jobs[0]->request.frame * sizeof records[0];
-    const bool done =
-        move_batch(file, batch, error) && page_write_all(file->fd, records, batch->n * sizeof records[0], at, error);
+    const bool done = move_batch(file, batch, error) && write_tokens(file, batch, error) &&
+                      page_write_all(file->fd, records, batch->n * sizeof records[0], at, error);
     set_outcome(batch, done ? PAGE_OK : PAGE_FAILED, done ? 0 : *error);
     return done;
 }

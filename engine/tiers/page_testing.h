@@ -17,6 +17,7 @@
 #define TESTING_PAGE ((size_t)3 * 4096 + 512)
 #define TESTING_ROOM ((size_t)4 * 4096) /* of a page in memory */
 #define TESTING_FRAMES 40u
+#define TESTING_TOKENS 24u
 
 static char testing_folder[64];
 static char testing_path[96];
@@ -46,6 +47,7 @@ static inline page_file_config testing_config(uint32_t n_threads) {
     return (page_file_config){.path = testing_path,
                               .page_bytes = TESTING_PAGE,
                               .n_frames = TESTING_FRAMES,
+                              .max_tokens = TESTING_TOKENS,
                               .n_threads = n_threads,
                               .max_requests = 64,
                               .key = "the key of the test's own model"};
@@ -83,17 +85,33 @@ static inline bool testing_has(const uint8_t *at, size_t n, uint64_t number) {
     return wrong == 0;
 }
 
+/* The tokens that are written with the page of a number; good for the next 255 calls. */
+static inline const int32_t *testing_tokens(uint64_t number) {
+    static int32_t room[256][TESTING_TOKENS];
+    static uint32_t n;
+    int32_t *tokens = room[n++ % 256];
+    for (uint32_t i = 0; i < TESTING_TOKENS; i++) {
+        tokens[i] = (int32_t)(number * 31 + i);
+    }
+    return tokens;
+}
+
+static inline bool testing_has_tokens(const page_file *file, uint32_t frame, uint64_t number) {
+    int32_t tokens[TESTING_TOKENS] = {0};
+    return page_file_tokens(file, frame, tokens) && memcmp(tokens, testing_tokens(number), sizeof tokens) == 0;
+}
+
 /* A write of the page that has this number from end to end. */
 static inline page_request testing_write(uint32_t frame, uint8_t *data, uint64_t number, size_t n_bytes) {
     testing_fill(data, n_bytes, number);
     return (page_request){.op = PAGE_WRITE,
                           .frame = frame,
                           .data = data,
+                          .tokens = testing_tokens(number),
                           .record = {.n_bytes = n_bytes,
                                      .parent_frame = PAGE_NO_FRAME,
-                                     .n_tokens = 16,
-                                     .first_position = 16 * frame,
-                                     .tokens_checksum = number}};
+                                     .n_tokens = TESTING_TOKENS,
+                                     .first_position = (uint32_t)number}};
 }
 
 static inline page_request testing_read(uint32_t frame, uint8_t *data) {
