@@ -34,15 +34,14 @@ typedef struct page_file_config {
     void *notify_user;
 } page_file_config;
 
-/* What a frame holds. Parent and position are kept for the caller, whose business they are. */
+/* What a frame holds. What it is of is kept for the caller, whose business it is. */
 typedef struct page_record {
-    uint64_t generation; /* counts up over the life of the file, never used twice; given by submit */
-    uint64_t n_bytes;    /* of the page that count: the rest is not kept */
-    uint64_t parent_generation;
+    uint64_t generation;      /* counts up over the life of the file, never used twice; given by submit */
+    uint64_t n_bytes;         /* of the page that count: the rest is not kept */
+    uint64_t prefix[2];       /* the caller's name for all that the page depends on, made with the file's seed */
     uint64_t tokens_checksum; /* of the token IDs that are kept with it; given by submit */
-    uint32_t parent_frame;    /* where the page before it lies, or PAGE_NO_FRAME */
     uint32_t n_tokens;        /* kept with it, max_tokens at most */
-    uint32_t first_position;  /* the position of its first token */
+    uint32_t index;           /* which page of the sequence it is */
 } page_record;
 
 typedef enum page_op { PAGE_READ = 0, PAGE_WRITE = 1, PAGE_SYNC = 2 } page_op;
@@ -78,12 +77,13 @@ typedef struct page_file_info {
     uint32_t n_pages;   /* that were found valid at opening */
     uint32_t n_damaged; /* records that were found damaged then */
     uint64_t file_bytes;
+    uint64_t seed; /* drawn when the file was created: for names that nobody outside can make collide */
 } page_file_info;
 
 /*
  * Opens or creates the file, with all of its room taken. Errors name the path. E_INVALID: a figure out of range.
  * E_AGAIN: another process has the file. E_FORMAT: it is no page file; or one with another key or shape, which
- * `recreate` empties. E_NO_ROOM: the disk lacks room, with the figures. E_IO, E_NOMEM.
+ * `recreate` empties. E_NO_ROOM: the disk lacks room, with the figures. E_IO (random numbers, too), E_NOMEM.
  */
 perch_status page_file_open(const page_file_config *config, page_file **out, perch_error *err);
 

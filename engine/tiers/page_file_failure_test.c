@@ -25,6 +25,7 @@ int __real_fstat(int fd, struct stat *out);
 int __real_ftruncate(int fd, off_t bytes);
 int __real_posix_fallocate(int fd, off_t offset, off_t bytes);
 int __real_fdatasync(int fd);
+ssize_t __real_getrandom(void *data, size_t bytes, unsigned flags);
 ssize_t __real_pread(int fd, void *data, size_t bytes, off_t offset);
 ssize_t __real_pwrite(int fd, const void *data, size_t bytes, off_t offset);
 ssize_t __real_preadv(int fd, const struct iovec *pieces, int n, off_t offset);
@@ -40,6 +41,7 @@ int __wrap_fstat(int fd, struct stat *out);
 int __wrap_ftruncate(int fd, off_t bytes);
 int __wrap_posix_fallocate(int fd, off_t offset, off_t bytes);
 int __wrap_fdatasync(int fd);
+ssize_t __wrap_getrandom(void *data, size_t bytes, unsigned flags);
 ssize_t __wrap_pread(int fd, void *data, size_t bytes, off_t offset);
 ssize_t __wrap_pwrite(int fd, const void *data, size_t bytes, off_t offset);
 ssize_t __wrap_preadv(int fd, const struct iovec *pieces, int n, off_t offset);
@@ -137,6 +139,10 @@ int __wrap_posix_fallocate(int fd, off_t offset, off_t bytes) {
 int __wrap_fdatasync(int fd) {
     log_call('s');
     return fails("fdatasync") ? (error_of(), -1) : __real_fdatasync(fd);
+}
+
+ssize_t __wrap_getrandom(void *data, size_t bytes, unsigned flags) {
+    return fails("getrandom") ? (error_of(), -1) : __real_getrandom(data, bytes, flags);
 }
 
 ssize_t __wrap_pread(int fd, void *data, size_t bytes, off_t offset) {

@@ -47,8 +47,6 @@ static void what_was_written_comes_back(void) {
         for (uint32_t i = 0; i < N; i++) {
             uint8_t *at = data + (i < 3 ? i : 2 * N - 1 - i) * TESTING_ROOM;
             requests[i] = testing_write(frames[i], at, 100 + i, i == 2 ? 5000 : TESTING_PAGE);
-            requests[i].record.parent_frame = i > 0 ? frames[i - 1] : PAGE_NO_FRAME;
-            requests[i].record.parent_generation = i;
         }
         CU_ASSERT(testing_run(file, requests, N, results));
         check_outcomes(results, N, PAGE_OK);
@@ -81,7 +79,6 @@ static void a_restart_finds_the_pages_again(void) {
     CU_ASSERT(page_file_info_get(file).created);
     write_pages(file, 30, 1000);
     page_request again = testing_write(7, data, 77, 4097);
-    again.record.parent_generation = 500; /* of a page whose record was lost: no page gets that generation again */
     CU_ASSERT(testing_one(file, again) == PAGE_OK);
     for (uint32_t i = 0; i < TESTING_FRAMES; i++) {
         CU_ASSERT(page_file_get(file, i, &records[i]) == (i < 30));
@@ -101,7 +98,7 @@ static void a_restart_finds_the_pages_again(void) {
     }
     page_request next = testing_write(35, data, 5, 10);
     page_result result;
-    CU_ASSERT(testing_run(file, &next, 1, &result) && next.record.generation == 501);
+    CU_ASSERT(testing_run(file, &next, 1, &result) && next.record.generation == 32);
     free(data);
     page_file_close(file);
     unlink(testing_path);
@@ -366,12 +363,12 @@ static void a_kill_loses_no_synced_page_and_brings_no_wrong_one(void) {
             page_record record;
             if (page_file_get(file, frame, &record)) {
                 page_outcome outcome = testing_one(file, testing_read(frame, data));
-                const uint64_t written = record.first_position / 8;
+                const uint64_t written = record.prefix[0] / 8;
                 n_pages += outcome == PAGE_OK;
                 /* Torn is what may have been under way: a frame comes again after 8 rounds. */
                 CHECK_MSG(outcome == PAGE_CORRUPT ? round + 1 >= written + 8
-                                                  : testing_has(data, TESTING_PAGE, record.first_position) &&
-                                                        testing_has_tokens(file, frame, record.first_position),
+                                                  : testing_has(data, TESTING_PAGE, record.prefix[0]) &&
+                                                        testing_has_tokens(file, frame, record.prefix[0]),
                           "frame %u of round %" PRIu64 " after round %" PRIu64 ": %d", frame, written, round,
                           (int)outcome);
             }
@@ -379,7 +376,7 @@ static void a_kill_loses_no_synced_page_and_brings_no_wrong_one(void) {
         for (uint32_t k = 0; k < 4; k++) { /* the last that was synced */
             page_record record;
             const uint32_t frame = (uint32_t)((5 * round + k) % TESTING_FRAMES);
-            CHECK_MSG(page_file_get(file, frame, &record) && record.first_position == 8 * round + k, "frame %u", frame);
+            CHECK_MSG(page_file_get(file, frame, &record) && record.prefix[0] == 8 * round + k, "frame %u", frame);
         }
         page_file_close(file);
         unlink(testing_path);

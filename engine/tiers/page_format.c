@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -30,14 +31,13 @@ static perch_status io_error(const page_file *file, const char *what, int error,
 
 disk_record page_format_record(uint32_t frame, const page_record *record, uint64_t checksum) {
     disk_record out = {.generation = record->generation,
-                       .parent_generation = record->parent_generation,
+                       .prefix = {record->prefix[0], record->prefix[1]},
                        .tokens_checksum = record->tokens_checksum,
                        .page_checksum = checksum,
                        .n_bytes = record->n_bytes,
                        .frame = frame,
-                       .parent_frame = record->parent_frame,
-                       .n_tokens = record->n_tokens,
-                       .first_position = record->first_position};
+                       .index = record->index,
+                       .n_tokens = record->n_tokens};
     out.checksum = page_checksum(&out, offsetof(disk_record, checksum));
     return out;
 }
@@ -47,7 +47,8 @@ static page_header make_header(const page_file *file) {
                           .version = PAGE_VERSION,
                           .n_frames = file->config.n_frames,
                           .page_bytes = file->config.page_bytes,
-                          .max_tokens = file->config.max_tokens};
+                          .max_tokens = file->config.max_tokens,
+                          .seed = file->info.seed};
     memcpy(header.key, file->config.key, sizeof header.key);
     header.checksum = page_checksum(&header, offsetof(page_header, checksum));
     return header;
@@ -77,9 +78,9 @@ static perch_status differs(const page_file *file, const page_header *got, perch
 }
 
 /* What is in the file now. */
-static perch_status look(const page_file *file, uint64_t file_bytes, bool *fits, perch_error *err) {
-    const page_header want = make_header(file), begun = {.magic = PAGE_MAGIC};
-    page_header got = {.magic = 0};
+static perch_status look(page_file *file, uint64_t file_bytes, bool *fits, perch_error *err) {
+    const page_header begun = {.magic = PAGE_MAGIC};
+    page_header got = {.magic = 0}, want;
     int error;
     *fits = false;
     if (file_bytes == 0) {
@@ -92,6 +93,8 @@ static perch_status look(const page_file *file, uint64_t file_bytes, bool *fits,
     if (got.magic != PAGE_MAGIC) {
         return err_set(err, PERCH_E_FORMAT, "'%s' is no page file of perch's", file->path);
     }
+    file->info.seed = got.seed;
+    want = make_header(file);
     if (memcmp(&got, &want, sizeof got) == 0) {
         *fits = true;
     } else if (memcmp(&got, &begun, sizeof got) != 0 && !file->config.recreate) {
@@ -155,7 +158,12 @@ static perch_status write_header(const page_file *file, const page_header *heade
 }
 
 static perch_status create(page_file *file, perch_error *err) {
-    const page_header begun = {.magic = PAGE_MAGIC}, header = make_header(file);
+    const page_header begun = {.magic = PAGE_MAGIC};
+    page_header header;
+    if (getrandom(&file->info.seed, sizeof file->info.seed, 0) != (ssize_t)sizeof file->info.seed) {
+        return io_error(file, "drawing its seed", errno, err);
+    }
+    header = make_header(file);
     perch_status status =
         ftruncate(file->fd, 0) == 0 ? write_header(file, &begun, err) : io_error(file, "emptying it", errno, err);
     if (status == PERCH_OK) {
@@ -183,16 +191,14 @@ static void take_record(page_file *file, uint32_t number, const disk_record *r) 
         file->info.n_damaged++;
         return;
     }
-    const uint64_t newest = r->generation > r->parent_generation ? r->generation : r->parent_generation;
-    file->generation = newest > file->generation ? newest : file->generation;
+    file->generation = r->generation > file->generation ? r->generation : file->generation;
     file->info.n_pages++;
     file->frames[number] = (page_frame){.record = {.generation = r->generation,
                                                    .n_bytes = r->n_bytes,
-                                                   .parent_generation = r->parent_generation,
+                                                   .prefix = {r->prefix[0], r->prefix[1]},
                                                    .tokens_checksum = r->tokens_checksum,
-                                                   .parent_frame = r->parent_frame,
                                                    .n_tokens = r->n_tokens,
-                                                   .first_position = r->first_position},
+                                                   .index = r->index},
                                         .page_checksum = r->page_checksum,
                                         .is_valid = true};
 }

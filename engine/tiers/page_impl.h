@@ -22,20 +22,21 @@ typedef struct page_header {
     uint64_t page_bytes;
     uint8_t key[PAGE_KEY_BYTES];
     uint64_t max_tokens;
+    uint64_t seed;
     uint64_t checksum; /* of what is before it */
 } page_header;
 
 /* generation = 0: the frame is empty. */
 typedef struct disk_record {
-    uint64_t generation, parent_generation;
+    uint64_t generation;
+    uint64_t prefix[2];
     uint64_t tokens_checksum, page_checksum;
     uint64_t n_bytes;
-    uint32_t frame, parent_frame;
-    uint32_t n_tokens, first_position;
+    uint32_t frame, index, n_tokens, unused;
     uint64_t checksum; /* of what is before it */
 } disk_record;
 
-_Static_assert(sizeof(page_header) == 72 && sizeof(disk_record) == 64, "no padding, and records fill blocks");
+_Static_assert(sizeof(page_header) == 80 && sizeof(disk_record) == 72, "no padding");
 
 /* Where everything lies. */
 typedef struct page_layout {

@@ -104,14 +104,12 @@ static inline bool testing_has_tokens(const page_file *file, uint32_t frame, uin
 /* A write of the page that has this number from end to end. */
 static inline page_request testing_write(uint32_t frame, uint8_t *data, uint64_t number, size_t n_bytes) {
     testing_fill(data, n_bytes, number);
-    return (page_request){.op = PAGE_WRITE,
-                          .frame = frame,
-                          .data = data,
-                          .tokens = testing_tokens(number),
-                          .record = {.n_bytes = n_bytes,
-                                     .parent_frame = PAGE_NO_FRAME,
-                                     .n_tokens = TESTING_TOKENS,
-                                     .first_position = (uint32_t)number}};
+    return (page_request){
+        .op = PAGE_WRITE,
+        .frame = frame,
+        .data = data,
+        .tokens = testing_tokens(number),
+        .record = {.n_bytes = n_bytes, .prefix = {number, frame}, .n_tokens = TESTING_TOKENS, .index = 3 * frame}};
 }
 
 static inline page_request testing_read(uint32_t frame, uint8_t *data) {
@@ -119,9 +117,9 @@ static inline page_request testing_read(uint32_t frame, uint8_t *data) {
 }
 
 static inline bool testing_same(const page_record *a, const page_record *b) {
-    return a->generation == b->generation && a->n_bytes == b->n_bytes && a->parent_generation == b->parent_generation &&
-           a->tokens_checksum == b->tokens_checksum && a->parent_frame == b->parent_frame &&
-           a->n_tokens == b->n_tokens && a->first_position == b->first_position;
+    return a->generation == b->generation && a->n_bytes == b->n_bytes && a->prefix[0] == b->prefix[0] &&
+           a->prefix[1] == b->prefix[1] && a->tokens_checksum == b->tokens_checksum && a->n_tokens == b->n_tokens &&
+           a->index == b->index;
 }
 
 /* Submits, and waits until all are done; results in the order of the requests. */
