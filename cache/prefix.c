@@ -1,7 +1,7 @@
 /*
  * prefix: which conversations begin alike. A trie over groups of 16 tokens: a node is a group together with all that lie before
- * it, and so with its KV to the bit. Nodes are found by a hash over (parent, tokens) and compared token by token; since the parent
- * is a node itself, equal nodes mean equal prefixes, never just equal hashes.
+ * it, and so with its KV to the bit. Nodes are found by a name, a hash over their parent's name and their tokens, and compared
+ * token by token; since the parent is a node itself, equal nodes mean equal prefixes, never just equal hashes.
  *
  * An entry *holds* the nodes of the groups that it has published, and hangs in the list of the last of them; so whoever descends
  * from a held node finds an entry that has its KV. A pinned entry *promises* the nodes that it is going to compute. A node lives
@@ -12,22 +12,25 @@
 
 #include <assert.h>
 #include <string.h>
+#include <xxhash.h>
 
-static uint64_t mix(uint64_t h) { /* the finalizer of MurmurHash3 (Appleby) */
-    h = (h ^ h >> 33) * 0xff51afd7ed558ccdULL;
-    h = (h ^ h >> 33) * 0xc4ceb9fe1a85ec53ULL;
-    return h ^ h >> 33;
+void prefix_name(const cache *c, uint64_t name_space, const uint64_t *parent, const int32_t *tokens, uint64_t name[2]) {
+    struct {
+        uint64_t parent[2];
+        int32_t tokens[KV_GROUP_TOKENS];
+    } all = {.parent = {parent ? parent[0] : name_space, parent ? parent[1] : 0}};
+    memcpy(all.tokens, tokens, sizeof all.tokens);
+    XXH128_hash_t hash = XXH3_128bits_withSeed(&all, sizeof all, c->config.hash_seed);
+    name[0] = hash.low64;
+    name[1] = hash.high64;
 }
 
-static uint32_t *bucket_of(const cache *c, uint64_t name_space, uint32_t parent, const int32_t *tokens) {
-    uint64_t h = mix(c->config.hash_seed ^ (parent == CACHE_NO_NODE ? name_space ^ 0x9e3779b97f4a7c15ULL : parent));
-    for (uint32_t i = 0; i < KV_GROUP_TOKENS; i += 2) {
-        uint64_t pair;
-        memcpy(&pair, tokens + i, sizeof pair);
-        h = mix(h ^ pair);
-    }
-    return &c->buckets[h & c->bucket_mask];
+/* Of the child of parent. */
+static void name_child(const cache *c, uint64_t name_space, uint32_t parent, const int32_t *tokens, uint64_t name[2]) {
+    prefix_name(c, name_space, parent == CACHE_NO_NODE ? NULL : c->nodes[parent].name, tokens, name);
 }
+
+static uint32_t *bucket_of(const cache *c, const uint64_t name[2]) { return &c->buckets[name[0] & c->bucket_mask]; }
 
 void prefix_init(cache *c) {
     for (uint32_t i = 0; i < c->n_nodes; i++) {
@@ -41,8 +44,10 @@ void prefix_init(cache *c) {
 
 /* ---------------------------------------------------------------- nodes -- */
 
-static uint32_t find_child(const cache *c, uint64_t name_space, uint32_t parent, const int32_t *tokens) {
-    uint32_t node = *bucket_of(c, name_space, parent, tokens);
+/* Names are not believed: tokens are compared, and the parent. */
+static uint32_t find_named(const cache *c, const uint64_t name[2], uint64_t name_space, uint32_t parent,
+                           const int32_t *tokens) {
+    uint32_t node = *bucket_of(c, name);
     for (; node != CACHE_NO_NODE; node = c->nodes[node].next) {
         const cache_node *n = &c->nodes[node];
         if (n->parent == parent && n->name_space == name_space && memcmp(n->tokens, tokens, sizeof n->tokens) == 0) {
@@ -52,18 +57,27 @@ static uint32_t find_child(const cache *c, uint64_t name_space, uint32_t parent,
     return node;
 }
 
+static uint32_t find_child(const cache *c, uint64_t name_space, uint32_t parent, const int32_t *tokens) {
+    uint64_t name[2];
+    name_child(c, name_space, parent, tokens, name);
+    return find_named(c, name, name_space, parent, tokens);
+}
+
 static uint32_t find_or_make_child(cache *c, uint64_t name_space, uint32_t parent, const int32_t *tokens) {
-    uint32_t node = find_child(c, name_space, parent, tokens);
+    uint64_t name[2];
+    name_child(c, name_space, parent, tokens, name);
+    uint32_t node = find_named(c, name, name_space, parent, tokens);
     if (node != CACHE_NO_NODE) {
         return node;
     }
     node = c->free_node;
     assert(node != CACHE_NO_NODE);
     cache_node *n = &c->nodes[node];
-    uint32_t *bucket = bucket_of(c, name_space, parent, tokens), *first = NULL;
+    uint32_t *bucket = bucket_of(c, name), *first = NULL;
     c->free_node = n->next;
     c->n_nodes_used++;
     *n = (cache_node){.name_space = name_space,
+                      .name = {name[0], name[1]},
                       .parent = parent,
                       .next = *bucket,
                       .first_child = CACHE_NO_NODE,
@@ -88,7 +102,7 @@ static void free_if_unused(cache *c, uint32_t node) {
     if (n->n_holders > 0 || n->n_promises > 0) {
         return;
     }
-    uint32_t *at = bucket_of(c, n->name_space, n->parent, n->tokens);
+    uint32_t *at = bucket_of(c, n->name);
     while (*at != node) {
         at = &c->nodes[*at].next;
     }

@@ -67,6 +67,7 @@ typedef struct cache_slot {
 /* A group of tokens behind all of its parents': see prefix.c. Those not in use are a list by `next`. */
 typedef struct cache_node {
     uint64_t name_space;
+    uint64_t name[2];                        /* prefix_name */
     uint32_t parent;                         /* CACHE_NO_NODE: the first group of a sequence */
     uint32_t next;                           /* in its bucket */
     uint32_t first_child, previous, sibling; /* what hangs below each parent; not kept for first groups */
@@ -192,6 +193,8 @@ void prefix_init(cache *c);
 void prefix_shrink(cache *c, cache_entry *e, uint32_t n_tokens); /* holds only what lies within n_tokens */
 void prefix_inherit(cache *c, const cache_entry *from, cache_entry *e, uint32_t n_tokens);
 void prefix_forget_promises(cache *c, cache_entry *e);
+/* 128 bits that stand for a group of tokens together with all before it (parent: of the group before, NULL = it is the first). */
+void prefix_name(const cache *c, uint64_t name_space, const uint64_t *parent, const int32_t *tokens, uint64_t name[2]);
 
 /* --- tier.c */
 void tier_init(cache *c);
