@@ -210,6 +210,7 @@ perch_status batch_launch(perch_engine *e, flight *f, const kernels_batch *batch
     }
     uint64_t queued_us = time_us();
     f->host_us += async ? queued_us - begin_us : 0;
+    f->forward_us = async ? 0 : queued_us;
     if (!status && f->needs_logits) {
         status = model_fetch_logits(e->model, f->n_logits, &logits, err);
         uint64_t fetched_us = time_us();
@@ -330,6 +331,7 @@ static void commit_sample(perch_engine *e, completion *c, const sampler_output *
     perch_status status = PERCH_OK;
     if (c->n_generated == 0) {
         c->first_token_us = time_us();
+        observe_first_token(e, c);
     }
     append_token(c, sample);
     e->stats.decode_tokens++;

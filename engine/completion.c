@@ -21,18 +21,19 @@ static void leave_queue(perch_engine *e, request *r) {
  * Hit, partial hit or miss: how much of what was computed for the sequence in earlier turns is still there. What this turn is
  * bound to compute in any case does not count as missing.
  */
-static void count_hit(perch_engine *e, const completion *c, uint32_t n_valid) {
+static trace_class count_hit(perch_engine *e, const completion *c, uint32_t n_valid) {
     uint32_t n_useful = min_u32(c->seq->n_computed, c->recomputed_from);
     e->stats.cached_tokens += n_valid;
     if (n_useful == 0) {
         e->stats.first_turns++;
-    } else if (n_valid >= n_useful) {
-        e->stats.hits++;
-    } else if (n_valid > 0) {
-        e->stats.partial_hits++;
-    } else {
-        e->stats.misses++;
+        return TRACE_FIRST_TURN;
     }
+    if (n_valid >= n_useful) {
+        e->stats.hits++;
+        return TRACE_HIT;
+    }
+    *(n_valid > 0 ? &e->stats.partial_hits : &e->stats.misses) += 1;
+    return n_valid > 0 ? TRACE_PARTIAL_HIT : TRACE_MISS;
 }
 
 void completion_admitted(void *engine, sched_item *item, uint32_t n_valid) {
@@ -40,15 +41,16 @@ void completion_admitted(void *engine, sched_item *item, uint32_t n_valid) {
     completion *c = (completion *)item;
     c->recomputed_from = min_u32(item->logits_from, item->n_tokens - 1);
     c->history_due = true;
-    if (item->was_admitted) {
-        return;
+    trace_class found = TRACE_FORK;
+    if (!item->was_admitted) {
+        c->n_cached = n_valid;
+        c->admitted_us = time_us();
+        if (c->index == 0) {
+            found = count_hit(e, c, n_valid);
+            leave_queue(e, c->req);
+        }
     }
-    c->n_cached = n_valid;
-    c->admitted_us = time_us();
-    if (c->index == 0) {
-        count_hit(e, c, n_valid);
-        leave_queue(e, c->req);
-    }
+    observe_admitted(e, c, found, n_valid);
 }
 
 void completion_start_forks(perch_engine *e, request *r) {
@@ -127,6 +129,7 @@ void completion_finish(perch_engine *e, completion *c, perch_finish finish) {
     c->finished = true;
     c->finish = finish;
     c->finished_us = time_us();
+    observe_finished(e, c);
     sched_remove(&e->sched, &c->item);
     leave_flights(e, c);
     if (r->deadline_us) {

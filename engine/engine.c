@@ -238,6 +238,9 @@ perch_status engine_open(const perch_options *options, bool start, perch_engine 
     if (!status) {
         status = open_store(e, err);
     }
+    if (!status) {
+        status = observe_open(e, err);
+    }
     if (!status && start) {
         status = start_thread(e, err);
     }
@@ -303,6 +306,7 @@ void perch_engine_destroy(perch_engine *e) {
         persist_let_go_all(e);
         store_close(e->store);
     }
+    observe_close(e);
     free_requests(e);
     free_sequences(e);
     deadlines_fini(&e->deadlines);
@@ -369,6 +373,7 @@ perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error
     stats->rows_running = e->sched.n_running;
     stats->requests_waiting = e->n_queued;
     stats->sequences_open = e->sequences.n_objects;
+    observe_stats(e, stats);
     pthread_mutex_unlock(&e->lock);
     stats->evictions = kv.evictions;
     stats->evicted_pages = kv.evicted_pages;
@@ -380,6 +385,7 @@ perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error
     stats->mapped_pages = kv.maps;
     stats->unmapped_pages = kv.unmaps;
     stats->sequences_resident = kv.n_resident_entries;
+    stats->page_bytes = e->plan.page_bytes;
     stats->slots_total = kv.n_slots;
     stats->slots_active = kv.n_slots_pinned;
     stats->pages_total = kv.n_pages;

@@ -24,6 +24,7 @@
 #include "engine/deadlines.h"
 #include "engine/idtable.h"
 #include "engine/model/model.h"
+#include "engine/observe.h"
 #include "engine/persist.h"
 #include "engine/sampler.h"
 #include "engine/sched.h"
@@ -89,6 +90,7 @@ struct completion {
     flight_row *rows[KERNELS_LANES];
     uint32_t n_pending;   /* tokens chosen, or being chosen, on the device that were not committed yet */
     uint32_t last_choice; /* of the last one: its index among the choices of its flight */
+    uint64_t span;        /* in the trace */
     bool history_due;     /* the device's history of its slot lacks what the cache had at admission */
 
     /* output, appended by the step thread; entries below n_generated never change again */
@@ -148,6 +150,8 @@ typedef struct flight {
     kernels_choice *choices; /* [max_batch_size] */
     float *kept_logits;      /* for a test's tap: the step's, owned */
     uint64_t begin_us;
+    uint64_t launch_us;  /* planned by then */
+    uint64_t forward_us; /* computed by then; 0: when it lands */
     uint64_t host_us;
 } flight;
 
@@ -190,6 +194,7 @@ struct perch_engine {
     completion *cancelled; /* asked to end */
     uint32_t n_inside;     /* host threads in perch_next, or waiting in perch_submit */
     perch_stats stats;
+    observer observer;
 
     /* the step thread's own */
     sampler *sampler;
@@ -285,6 +290,23 @@ perch_status fingerprint_check(const perch_engine *e, const char *of, perch_erro
 /* events.c: what token adds to a stream's text; nothing where the model has ids that the tokenizer has not. Without the lock. */
 perch_status stream_token(perch_tokenizer_stream *stream, int32_t token, const char **text, size_t *n_bytes,
                           perch_error *err);
+
+/*
+ * observe.c; under the lock. A step was committed (before last_end_us is moved on); the step thread's round is over; a
+ * request was submitted, admitted with so much cached, has its first token, is finished; n_pages are on their way, what was
+ * sent up to that ticket has arrived; what perch_engine_stats adds.
+ */
+perch_status observe_open(perch_engine *e, perch_error *err);
+void observe_close(perch_engine *e);
+void observe_step(perch_engine *e, const flight *f, uint64_t land_us, uint64_t end_us);
+void observe_pass(perch_engine *e);
+void observe_submitted(perch_engine *e, const request *r);
+void observe_admitted(perch_engine *e, const completion *c, trace_class found, uint32_t n_cached);
+void observe_first_token(perch_engine *e, const completion *c);
+void observe_finished(perch_engine *e, const completion *c);
+void observe_sent(perch_engine *e, trace_route route, uint64_t ticket, size_t n_pages);
+void observe_arrived(perch_engine *e, trace_route route, uint64_t ticket);
+void observe_stats(const perch_engine *e, perch_stats *stats);
 
 /* events.c; under the lock */
 void outbox_push(perch_engine *e, completion *c);

@@ -54,6 +54,10 @@ static const option table[] = {
     {INFO("engine", "graphs", "on | off", "on",
           "Steps of decode rows alone are replayed as CUDA graphs; not on the CPU."),
      FIELD(graphs), .kind = OPTION_WORD, .info.range = ""},
+    {INFO("engine", "trace_file", "path", "",
+          "Writes what the engine does (steps, requests, copies, evictions) to this file, in the format of "
+          "ui.perfetto.dev and chrome://tracing; empty is none."),
+     FIELD(trace_file), .kind = OPTION_PATH, .info.range = ""},
     {INFO("engine", "queue_full", "wait | refuse", "wait", "What a submit does that finds the queue full."),
      FIELD(queue_full), .kind = OPTION_WORD, .info.range = ""},
     {INFO("engine", "session_len", "integer | auto", "auto",

@@ -178,7 +178,8 @@ static uint64_t step_host_bytes(const perch_options *o, const plan_parts *parts,
     return (uint64_t)o->max_step_tokens * (sizeof(int32_t) + 3 * sizeof(uint32_t)) +
            (uint64_t)o->max_batch_size * (sizeof(kernels_row) + sizeof(sched_row) +
                                           KERNELS_LANES * (sizeof(flight_row) + sizeof(kernels_choice))) +
-           (uint64_t)parts->limits.max_logit_rows * sizeof(uint32_t) + sampler_bytes(vocab_size);
+           (uint64_t)parts->limits.max_logit_rows * sizeof(uint32_t) + sampler_bytes(vocab_size) +
+           (o->trace_file[0] ? trace_bytes() : 0);
 }
 
 static void describe_model(const model_config *config, perch_plan *plan) {

@@ -279,6 +279,7 @@ static void request_enter(perch_engine *e, request *r, sequence *s, const perch_
     if (first->prompt_logprobs) {
         first->item.logits_from = first->n_turn_start ? first->n_turn_start - 1 : 0;
     }
+    observe_submitted(e, r);
     r->counted = true;
     e->n_queued++;
     e->stats.requests_submitted++;

@@ -114,6 +114,9 @@ void sched_preempt(sched *s, sched_item *item) {
     sched_remove(s, item);
     waiting_insert(s, item);
     s->preemptions++;
+    if (s->on_preempt) {
+        s->on_preempt(s->user, item);
+    }
 }
 
 /* -------------------------------------------------------------------- plan -- */

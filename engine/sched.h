@@ -95,6 +95,9 @@ typedef struct sched_config {
 /* Told when an item is admitted, before anything is computed: n_valid tokens need not be computed again, but perhaps loaded. */
 typedef void (*sched_admit_fn)(void *user, sched_item *item, uint32_t n_valid);
 
+/* Told when a running item is sent back to waiting. */
+typedef void (*sched_preempt_fn)(void *user, sched_item *item);
+
 typedef struct sched_list {
     sched_item *head, *tail;
 } sched_list;
@@ -103,6 +106,7 @@ typedef struct sched {
     sched_config config;
     cache *kv;
     sched_admit_fn on_admit;
+    sched_preempt_fn on_preempt; /* set after sched_init; may be NULL */
     void *user;
     sched_list waiting[SCHED_N_LEVELS]; /* by base priority, each in order of arrival */
     sched_list running;                 /* by (rank descending, arrival) */

@@ -24,7 +24,8 @@ static perch_status launch(perch_engine *e, const sched_plan *plan, uint64_t beg
     kernels_batch batch;
     batch_build(e, plan, f, &batch);
     f->begin_us = begin_us;
-    f->host_us = time_us() - begin_us;
+    f->launch_us = time_us();
+    f->host_us = f->launch_us - begin_us;
 
     pthread_mutex_unlock(&e->lock);
     perch_status status = batch_launch(e, f, &batch, err);
@@ -49,6 +50,7 @@ static perch_status land(perch_engine *e, flight *f, perch_error *err) {
         e->stats.steps++;
         e->stats.step_us += end_us - (f->begin_us > e->last_end_us ? f->begin_us : e->last_end_us);
         e->stats.host_us += f->host_us + end_us - landed_us;
+        observe_step(e, f, landed_us, end_us);
         e->last_end_us = end_us;
     }
     return status;
@@ -85,6 +87,7 @@ static void step(perch_engine *e) {
     if (status) {
         engine_poison(e, &err);
     }
+    observe_pass(e);
 }
 
 static bool has_work(const perch_engine *e) {

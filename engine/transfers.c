@@ -11,6 +11,10 @@ static kernels_direction direction_of(cache_direction direction) {
     return direction == CACHE_STORE ? KERNELS_STORE : KERNELS_LOAD;
 }
 
+static trace_route route_of(cache_direction direction) {
+    return direction == CACHE_STORE ? TRACE_DEVICE_TO_HOST : TRACE_HOST_TO_DEVICE;
+}
+
 static perch_status send_direction(perch_engine *e, cache_direction direction, perch_error *err) {
     cache_transfer asked[SENT_AT_ONCE];
     kernels_transfer list[SENT_AT_ONCE];
@@ -23,6 +27,7 @@ static perch_status send_direction(perch_engine *e, cache_direction direction, p
         status = e->backend->transfer(e->device, direction_of(direction), list, n, &ticket, err);
         if (!status) {
             cache_transfers_sent(e->kv, direction, n, ticket);
+            observe_sent(e, route_of(direction), ticket, n);
         }
     }
     return status;
@@ -45,6 +50,7 @@ perch_status transfers_poll(perch_engine *e, perch_error *err) {
         }
         if (!status && ticket) {
             cache_transfers_done(e->kv, direction, ticket);
+            observe_arrived(e, route_of(direction), ticket);
         }
     }
     return status;

@@ -13,7 +13,7 @@
 #include <string.h>
 
 struct override {
-    const char *assignment; /* "section.key=value" in argv, or NULL: --model */
+    const char *assignment; /* "section.key=value" in argv, or the key that a flag stands for */
     const char *value;
 };
 
@@ -41,6 +41,9 @@ static const struct flag json_switch = {"json", FLAG_SWITCH, NULL, NULL, "print 
 static const struct flag json_file = {"json", FLAG_TEXT, NULL, "OUT", "write the results as JSON to OUT (- = stdout)"};
 static const struct flag stats_flag = {"stats", FLAG_SWITCH, NULL, NULL,
                                        "print the engine's statistics to stderr at the end"};
+
+static const struct flag trace_flag = {"trace", FLAG_TEXT, NULL, "FILE",
+                                       "write what the engine does to FILE, for ui.perfetto.dev"};
 
 static bool fail(struct parser *parser, const char *format, const char *detail) __attribute__((format(printf, 2, 0)));
 
@@ -94,6 +97,7 @@ static void print_help(const struct parser *parser) {
     print_flag(json->name, json->arg, json->help);
     if (args->runs_engine) {
         print_flag(stats_flag.name, stats_flag.arg, stats_flag.help);
+        print_flag(trace_flag.name, trace_flag.arg, trace_flag.help);
     }
     printf("  %-26s %s\n", "section.key=value", "a key of the configuration; perch --keys lists them all");
 }
@@ -173,6 +177,9 @@ static bool parse_common_flag(struct parser *parser, const char *name, const cha
     if (flag == NULL && args->runs_engine && strcmp(name, "stats") == 0) {
         flag = &stats_flag;
     }
+    if (flag == NULL && args->runs_engine && strcmp(name, "trace") == 0) {
+        flag = &trace_flag;
+    }
     if (flag == NULL) {
         return fail(parser, "unknown flag '%s'", parser->argv[parser->at]);
     }
@@ -186,7 +193,9 @@ static bool parse_common_flag(struct parser *parser, const char *name, const cha
     } else if (flag == &stats_flag) {
         tool->show_stats = true;
     } else if (strcmp(name, "model") == 0) {
-        parser->overrides[parser->n_overrides++] = (struct override){NULL, value};
+        parser->overrides[parser->n_overrides++] = (struct override){"model.path", value};
+    } else if (flag == &trace_flag) {
+        parser->overrides[parser->n_overrides++] = (struct override){"engine.trace_file", value};
     } else if (strcmp(name, "config") == 0) {
         return set_config_file(parser, value);
     } else if (strcmp(name, "help") == 0) {
@@ -260,10 +269,8 @@ static bool apply(struct parser *parser) {
     perch_status status = parser->config != NULL ? config_load(tool, parser->config, &err) : PERCH_OK;
     for (size_t i = 0; status == PERCH_OK && i < parser->n_overrides; i++) {
         const struct override *override = &parser->overrides[i];
-        char key[128] = "model.path";
-        if (override->assignment != NULL) {
-            snprintf(key, sizeof(key), "%.*s", (int)strcspn(override->assignment, "="), override->assignment);
-        }
+        char key[128];
+        snprintf(key, sizeof(key), "%.*s", (int)strcspn(override->assignment, "="), override->assignment);
         status = config_set(tool, key, override->value, parser->args->is_bench, &err);
     }
     if (status != PERCH_OK) {

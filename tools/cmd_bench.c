@@ -86,6 +86,9 @@ static int check_words(const struct bench *bench) {
     if (code == EXIT_DONE && bench->plot != NULL && tool->bench.vary.n_keys > 0) {
         return tool_fail(tool, EXIT_USAGE, "--plot: the picture has no place for the variants of bench.vary");
     }
+    if (code == EXIT_DONE && tool->options.trace_file[0] != '\0' && tool->bench.vary.n_keys > 0) {
+        return tool_fail(tool, EXIT_USAGE, "engine.trace_file: one file has no place for the variants of bench.vary");
+    }
     return code;
 }
 

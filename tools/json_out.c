@@ -123,6 +123,11 @@ json_t *json_stats(const perch_stats *stats) {
     COUNT(store_commits);
     COUNT(store_failures);
     COUNT(sequences_retired);
+    COUNT(saved_us);
+    COUNT(evicted_idle_us);
+    COUNT(evicted_idle_p50_us);
+    COUNT(page_bytes);
+    COUNT(trace_lost);
 #undef COUNT
     return out;
 }

@@ -124,8 +124,9 @@ typedef struct perch_options {
     perch_schedule schedule;  /* who goes first of those that wait with the same priority */
     uint32_t prefix_patience; /* schedule prefix: steps for which a request may be overtaken for its prefix's sake */
     uint32_t gpu;             /* index of the GPU, device cuda or auto */
-    perch_switch deterministic; /* GPU: the same bits whatever else is in the batch; the CPU knows nothing else */
-    perch_switch graphs;        /* GPU: steps of decode rows alone are replayed as CUDA graphs */
+    perch_switch deterministic;      /* GPU: the same bits whatever else is in the batch; the CPU knows nothing else */
+    perch_switch graphs;             /* GPU: steps of decode rows alone are replayed as CUDA graphs */
+    char trace_file[PERCH_PATH_CAP]; /* what the engine does, as a file for ui.perfetto.dev; "" = none */
 
     /* [model] */
     char path[PERCH_PATH_CAP];           /* Hugging Face directory (with weights = random: or a config.json) */
@@ -196,8 +197,8 @@ PERCH_API perch_status perch_options_init(perch_options *options, size_t struct_
 
 /*
  * Reads an INI file over what is there. host may be NULL. An unknown, misspelt, repeated or out-of-range key is
- * E_CONFIG with "file: [section] key: reason"; options are then unchanged. Relative paths, [model]'s and [store]'s,
- * are taken from the INI file's folder.
+ * E_CONFIG with "file: [section] key: reason"; options are then unchanged. Relative paths are taken from the
+ * INI file's folder.
  */
 PERCH_API perch_status perch_options_load_ini(perch_options *options, const char *file, const perch_ini_host *host,
                                               perch_error *err);
@@ -356,6 +357,11 @@ typedef struct perch_stats {
     uint64_t failed_graphs; /* GPU: could not be made or launched; such steps are queued kernel by kernel */
     uint64_t store_commits, store_failures; /* turns and syncs that the store took; ops it failed at */
     uint64_t sequences_retired;             /* by this engine, under the store's limits */
+    uint64_t saved_us;            /* what computing cached_tokens would have taken, at the rate measured by then */
+    uint64_t evicted_idle_us;     /* sum over evictions: how long what lost pages had been idle; */
+    uint64_t evicted_idle_p50_us; /* and the median, to an eighth */
+    uint64_t page_bytes;          /* of all pages here */
+    uint64_t trace_lost;          /* events that trace_file lacks: they came too fast, or the file failed */
 } perch_stats;
 
 /*

@@ -229,4 +229,13 @@ done
 same "stderr" "" "$(cat "$tmp/err")"
 has "what there is" "all" "$(cat "$tmp/out")"
 
+t "--trace writes a trace whose steps are the engine's"
+bench configs/bench-churn.ini "${small_churn[@]}" --trace "$tmp/trace.json"
+json "#" <"$tmp/trace.json" >/dev/null || bad "the trace is no JSON"
+same "what is lost" 0 "$(b runs.0.stats.trace_lost)"
+less "the steps of the measured part" "$(b runs.0.stats.steps)" "$(grep -c '"name":"step"' "$tmp/trace.json")"
+same "submitted and finished" "$(grep -c '"ph":"b".*"name":"request"' "$tmp/trace.json")" \
+    "$(grep -c '"ph":"e".*"name":"request"' "$tmp/trace.json")"
+wrong "one file has no place for the variants" bench configs/bench-churn.ini --trace "$tmp/t" "bench.vary=cache.mapping: vmm, table"
+
 finish
