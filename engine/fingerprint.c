@@ -1,7 +1,8 @@
 /*
  * fingerprint: what model token IDs belong to, as a line of words: "llama vocab=96 … tokenizer=… weights=…". Two models with
  * the same line continue a sequence with the same tokens: the type they are computed in, the device, and how the checkpoint is
- * cut in files don't count. Of weights a sample is looked at, so that it costs milliseconds whatever the model's size.
+ * cut in files don't count. Of weights a sample is looked at, so that it costs milliseconds whatever the model's size. For KV they do
+ * count, since it goes on to the bit only where it was computed in the same way.
  */
 #include "engine/impl.h"
 #include "engine/model/checkpoint.h"
@@ -126,4 +127,21 @@ perch_status fingerprint_check(const perch_engine *e, const char *of, perch_erro
     }
     return err_set(err, PERCH_E_MODEL, "the sequence is of another model: %.*s, not %.*s", (int)n, of, (int)n_here,
                    here);
+}
+
+void fingerprint_kv(const perch_engine *e, char out[FINGERPRINT_KV_CAP]) {
+    const char *backend = e->backend->describe(e->device);
+    snprintf(out, FINGERPRINT_KV_CAP, "%s dtype=%s group_bytes=%llu deterministic=%d perch=%s computed_by=%.*s",
+             e->model_text, e->plan.dtype, (unsigned long long)e->plan.group_bytes,
+             e->options.deterministic == PERCH_ON, perch_version(), (int)strcspn(backend, ","), backend);
+}
+
+void fingerprint_kv_key(const perch_engine *e, uint8_t key[PAGE_KEY_BYTES]) {
+    char text[FINGERPRINT_KV_CAP];
+    fingerprint_kv(e, text);
+    for (uint64_t half = 0; half < 2; half++) {
+        XXH128_canonical_t bytes;
+        XXH128_canonicalFromHash(&bytes, XXH3_128bits_withSeed(text, strlen(text), half));
+        memcpy(key + half * sizeof bytes, &bytes, sizeof bytes);
+    }
 }

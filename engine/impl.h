@@ -28,6 +28,7 @@
 #include "engine/persist.h"
 #include "engine/sampler.h"
 #include "engine/sched.h"
+#include "engine/tiers/page_file.h"
 #include "kernels/kernels.h"
 
 #include <pthread.h>
@@ -286,6 +287,10 @@ void engine_poison(perch_engine *e, const perch_error *why);
 /* fingerprint.c: what model the tokens are of, as text; E_MODEL where `of` is another's, which says what differs. */
 perch_status fingerprint_make(const perch_engine *e, char out[STORE_MODEL_CAP], perch_error *err);
 perch_status fingerprint_check(const perch_engine *e, const char *of, perch_error *err);
+/* What KV is of, as text and as the key of a page file: the model, its type and layout, and what computes it. */
+#define FINGERPRINT_KV_CAP (STORE_MODEL_CAP + 256u)
+void fingerprint_kv(const perch_engine *e, char out[FINGERPRINT_KV_CAP]);
+void fingerprint_kv_key(const perch_engine *e, uint8_t key[PAGE_KEY_BYTES]);
 
 /* events.c: what token adds to a stream's text; nothing where the model has ids that the tokenizer has not. Without the lock. */
 perch_status stream_token(perch_tokenizer_stream *stream, int32_t token, const char **text, size_t *n_bytes,
