@@ -86,7 +86,8 @@ bool cost_add_step(cost_model *m, const cost_step *s) {
     terms_of(s, x);
     double expected = expected_us(m, x);
     us = m->n_steps >= STEPS_BEFORE_DOUBT && expected > 0 ? believed(us, expected) : us;
-    double scale = expected > us ? expected : us; /* errors are relative, to what was expected as well as to what came */
+    double scale =
+        expected > us ? expected : us; /* errors are relative, to what was expected as well as to what came */
     for (uint32_t i = 0; i < COST_TERMS; i++) {
         for (uint32_t j = 0; j < COST_TERMS; j++) {
             m->normal[i][j] = m->normal[i][j] * STEP_FADE + x[i] * x[j] / (scale * scale);

@@ -53,7 +53,7 @@ typedef struct cost_model {
     double attention_share; /* of what a token takes at position 0, added by each 1,024 positions before it */
     double normal[COST_TERMS][COST_TERMS], right[COST_TERMS];
     double rate[COST_TERMS];
-    double tokens; /* prefill tokens, faded: the weight of the means below */
+    double tokens;   /* prefill tokens, faded: the weight of the means below */
     double token_us; /* time of the step that a prefill token finds itself in, for each of its tokens; */
     double usual_rows, usual_positions; /* decode rows in it, and their positions in 1,024 */
     uint64_t n_steps;

@@ -21,8 +21,8 @@ static const machine usual = {.fixed = 900, .token = 40, .position = 0.004, .row
 #define ASSUMED_SHARE 0.04 /* per position; of a token */
 
 static double time_of(machine *w, const cost_step *s) {
-    double us = w->fixed + w->token * s->n_prefill + w->position * (double)s->prefill_positions +
-                w->row * s->n_decode + w->row_position * (double)s->decode_positions;
+    double us = w->fixed + w->token * s->n_prefill + w->position * (double)s->prefill_positions + w->row * s->n_decode +
+                w->row_position * (double)s->decode_positions;
     return us * (1 + w->noise * (2 * test_rng_unit(&w->rng) - 1));
 }
 
@@ -55,7 +55,8 @@ static double truth(const machine *w, double position, double max_position) {
     return w->token + w->position * position + (w->fixed + rows) / (STEP_TOKENS - 8);
 }
 
-static void check_rates(const cost_model *m, const machine *w, double max_position, double tolerance, const char *when) {
+static void check_rates(const cost_model *m, const machine *w, double max_position, double tolerance,
+                        const char *when) {
     cache_costs c;
     cost_get(m, &c);
     for (int i = 0; i < 2; i++) {
@@ -153,7 +154,8 @@ static void test_loads(void) {
         cost_add_load(&m, CACHE_DISK, PAGE_BYTES, 4000); /* always the same: nothing tells latency from rate */
     }
     cost_get(&m, &c);
-    CHECK_MSG(fabs(c.latency_us[CACHE_HOST] / 150 - 1) < 0.5, "a latency of %.1f us, not 150", c.latency_us[CACHE_HOST]);
+    CHECK_MSG(fabs(c.latency_us[CACHE_HOST] / 150 - 1) < 0.5, "a latency of %.1f us, not 150",
+              c.latency_us[CACHE_HOST]);
     CHECK_MSG(fabs(c.page_us[CACHE_HOST] / (PAGE_BYTES / 5000.0) - 1) < 0.3, "%.2f us a page", c.page_us[CACHE_HOST]);
     double one = cost_load_us(&c, CACHE_DISK, 1);
     CHECK_MSG(fabs(one / 4000 - 1) < 0.05, "a page from disk takes %.1f us", one);

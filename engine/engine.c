@@ -183,7 +183,8 @@ static perch_status load(perch_engine *e, perch_error *err) {
     if (status || (status = sched_init(&e->sched, &parts.sched, e->kv, completion_admitted, e, err))) {
         return status;
     }
-    return make_step_arrays(e, &parts, err);
+    status = make_step_arrays(e, &parts, err);
+    return status ? status : costs_start(e, &parts, err);
 }
 
 static perch_status open_store(perch_engine *e, perch_error *err) {
@@ -368,6 +369,7 @@ perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error
     stats->struct_size = sizeof *stats;
     stats->status = e->dead;
     cache_stats_get(e->kv, &kv);
+    costs_stats(e, stats);
     stats->preemptions = e->sched.preemptions;
     stats->prefix_waits = e->sched.prefix_waits;
     stats->rows_running = e->sched.n_running;

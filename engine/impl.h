@@ -21,6 +21,7 @@
 #define PERCH_ENGINE_IMPL_H
 
 #include "cache/cache.h"
+#include "engine/cost.h"
 #include "engine/deadlines.h"
 #include "engine/idtable.h"
 #include "engine/model/model.h"
@@ -186,7 +187,8 @@ struct perch_engine {
     uint32_t n_committing;            /* completions */
 
     cache *kv;
-    bool unsaved; /* since the last step with rows the cache was not asked in vain for what is to be saved */
+    cost_model costs; /* what the cache is told of from time to time */
+    bool unsaved;     /* since the last step with rows the cache was not asked in vain for what is to be saved */
     sched sched;
     idtable sequences, requests;
     uint32_t n_queued; /* requests of which nothing was admitted yet */
@@ -253,6 +255,15 @@ void *step_main(void *engine);
 perch_status transfers_send(perch_engine *e, bool idle, perch_error *err);
 perch_status transfers_poll(perch_engine *e, perch_error *err);
 perch_status transfers_wait(perch_engine *e, perch_error *err);
+
+/*
+ * costs.c: the cost model of a model and a device, by their plan (init); with what can be measured before the first request, in
+ * a few tens of milliseconds (start); told of a step that has landed (step), and shown (stats).
+ */
+void costs_init(const perch_plan *plan, uint32_t max_step_tokens, cost_model *m);
+perch_status costs_start(perch_engine *e, const plan_parts *parts, perch_error *err);
+void costs_step(perch_engine *e, const flight *f, uint64_t us);
+void costs_stats(const perch_engine *e, perch_stats *stats);
 
 /* device.c: the type that a model is computed in on a backend; the backend and its device, opened. */
 kernels_dtype device_dtype(const perch_options *options, const model_config *config, const kernels_backend *backend);

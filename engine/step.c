@@ -46,9 +46,10 @@ static perch_status land(perch_engine *e, flight *f, perch_error *err) {
 
     if (!status) {
         batch_commit(e, f);
-        uint64_t end_us = time_us();
+        uint64_t end_us = time_us(), begin_us = f->begin_us > e->last_end_us ? f->begin_us : e->last_end_us;
         e->stats.steps++;
-        e->stats.step_us += end_us - (f->begin_us > e->last_end_us ? f->begin_us : e->last_end_us);
+        e->stats.step_us += end_us - begin_us;
+        costs_step(e, f, end_us - begin_us);
         e->stats.host_us += f->host_us + end_us - landed_us;
         observe_step(e, f, landed_us, end_us);
         e->last_end_us = end_us;

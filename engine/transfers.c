@@ -28,6 +28,9 @@ static perch_status send_direction(perch_engine *e, cache_direction direction, p
         if (!status) {
             cache_transfers_sent(e->kv, direction, n, ticket);
             observe_sent(e, route_of(direction), ticket, n);
+            if (direction == CACHE_LOAD) {
+                cost_load_sent(&e->costs, CACHE_HOST, ticket, n * e->plan.page_bytes, time_us());
+            }
         }
     }
     return status;
@@ -51,6 +54,9 @@ perch_status transfers_poll(perch_engine *e, perch_error *err) {
         if (!status && ticket) {
             cache_transfers_done(e->kv, direction, ticket);
             observe_arrived(e, route_of(direction), ticket);
+            if (direction == CACHE_LOAD) {
+                cost_loads_done(&e->costs, CACHE_HOST, ticket, time_us());
+            }
         }
     }
     return status;

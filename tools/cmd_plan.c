@@ -79,17 +79,73 @@ static perch_status print_plan(const perch_plan *plan) {
     return status;
 }
 
+static void print_tier(const char *name, double mbps, double latency_us, uint32_t break_even, uint32_t session_len) {
+    if (mbps <= 0) {
+        printf("  %s  not measured\n", name);
+        return;
+    }
+    printf("  %s  %.0f MB/s after %.3f ms (measured): ", name, mbps, latency_us / 1000);
+    if (break_even > 0) {
+        printf("loading is quicker from %u tokens of context on\n", break_even);
+    } else {
+        printf("computing is quicker up to %u tokens\n", session_len);
+    }
+}
+
+/* Where loading what is not on the device begins to beat computing it. */
+static void print_costs(const perch_costs *costs, const perch_plan *plan) {
+    const double far_us = costs->prefill_us + (plan->session_len - 1) * costs->prefill_us_per_position;
+    printf("\nto have KV again that is not on the device\n");
+    if (costs->n_layers_measured > 0) {
+        printf(
+            "  computing  %.1f us for a token at position 0, %.1f at position %u\n"
+            "             measured: passes of %u tokens at contexts up to %u through %u of %u layers, random weights\n"
+            "             assumed: all layers alike; nothing else in the step; embedding and output for free\n",
+            costs->prefill_us, far_us, plan->session_len - 1, costs->n_step_tokens, costs->n_positions,
+            costs->n_layers_measured, plan->n_layers);
+    } else {
+        printf("  computing  not measured\n");
+    }
+    print_tier("host tier", costs->host_mbps, costs->host_latency_us, costs->host_break_even, plan->session_len);
+    print_tier("disk tier", costs->disk_mbps, costs->disk_latency_us, costs->disk_break_even, plan->session_len);
+    if (costs->note[0]) {
+        printf("  %s\n", costs->note);
+    }
+}
+
+static json_t *plan_and_costs(const perch_plan *plan, const perch_costs *costs) {
+    json_t *out = json_plan(plan);
+    if (out != NULL && costs != NULL && json_object_set_new(out, "costs", json_costs(costs)) != 0) {
+        json_decref(out);
+        return NULL;
+    }
+    return out;
+}
+
 static int show_plan(struct tool *tool) {
     perch_plan plan = {.struct_size = sizeof(plan)};
+    perch_costs costs = {.struct_size = sizeof(costs)};
     perch_error err = {.status = PERCH_OK};
     perch_status status = perch_plan_compute(&tool->options, &plan, &err);
     if (status != PERCH_OK && status != PERCH_E_NO_ROOM) {
         return tool_fail_status(tool, &err);
     }
     /* What does not fit is shown as well: the figures say why. */
-    int code = tool->json                      ? tool_write_json(tool, json_plan(&plan), true)
-               : print_plan(&plan) == PERCH_OK ? tool_flush(tool)
-                                               : tool_fail(tool, EXIT_RUN, "out of memory");
+    bool measured = status == PERCH_OK;
+    if (measured && (status = perch_costs_measure(&tool->options, &costs, &err)) != PERCH_OK) {
+        return tool_fail_status(tool, &err);
+    }
+    int code;
+    if (tool->json) {
+        code = tool_write_json(tool, plan_and_costs(&plan, measured ? &costs : NULL), true);
+    } else if (print_plan(&plan) != PERCH_OK) {
+        code = tool_fail(tool, EXIT_RUN, "out of memory");
+    } else {
+        if (measured) {
+            print_costs(&costs, &plan);
+        }
+        code = tool_flush(tool);
+    }
     return code == EXIT_DONE && status != PERCH_OK ? tool_fail_status(tool, &err) : code;
 }
 
@@ -105,7 +161,9 @@ int cmd_plan(int argc, char **argv) {
         .summary =
             "Prints the memory plan of a model and the arithmetic of its KV: bytes for a token, tokens and sequences "
             "that\n"
-            "fit. Loads no weights; for a directory that holds nothing but a config.json add model.weights=random.",
+            "fit; and from which context on loading KV from a tier below the device beats computing it again, timed in "
+            "a few\n"
+            "seconds. Loads no weights; for a directory that holds nothing but a config.json add model.weights=random.",
     };
     if (args_parse(&tool, argc, argv, &args, &code)) {
         code = show_plan(&tool);

@@ -80,6 +80,15 @@ static json_t *with_number(json_t *object, const char *name, uint64_t value) {
     return object;
 }
 
+/* Measured: a millionth is more than it means. */
+static json_t *with_real(json_t *object, const char *name, double value) {
+    if (object != NULL && json_object_set_new(object, name, json_real(round(value * 1e6) / 1e6)) != 0) {
+        json_decref(object);
+        return NULL;
+    }
+    return object;
+}
+
 json_t *json_stats(const perch_stats *stats) {
     json_t *out = json_pack("{s:s}", "status", perch_status_name(stats->status));
 #define COUNT(field) out = with_number(out, #field, stats->field)
@@ -128,6 +137,34 @@ json_t *json_stats(const perch_stats *stats) {
     COUNT(evicted_idle_p50_us);
     COUNT(page_bytes);
     COUNT(trace_lost);
+#undef COUNT
+#define REAL(field) out = with_real(out, #field, stats->field)
+    REAL(prefill_us);
+    REAL(prefill_us_8k);
+    REAL(host_latency_us);
+    REAL(host_mbps);
+    REAL(disk_latency_us);
+    REAL(disk_mbps);
+#undef REAL
+    return out;
+}
+
+json_t *json_costs(const perch_costs *costs) {
+    json_t *out = json_pack("{s:s}", "note", costs->note);
+#define REAL(field) out = with_real(out, #field, costs->field)
+    REAL(prefill_us);
+    REAL(prefill_us_per_position);
+    REAL(host_latency_us);
+    REAL(host_mbps);
+    REAL(disk_latency_us);
+    REAL(disk_mbps);
+#undef REAL
+#define COUNT(field) out = with_number(out, #field, costs->field)
+    COUNT(host_break_even);
+    COUNT(disk_break_even);
+    COUNT(n_layers_measured);
+    COUNT(n_step_tokens);
+    COUNT(n_positions);
 #undef COUNT
     return out;
 }

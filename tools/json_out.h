@@ -16,6 +16,7 @@ json_t *json_tokens(const int32_t *ids, size_t n);
 
 json_t *json_stats(const perch_stats *stats);
 json_t *json_plan(const perch_plan *plan);
+json_t *json_costs(const perch_costs *costs);
 
 /* {"section": {"key": value, …}, …}: numbers as numbers, everything else as text. */
 json_t *json_options(const perch_options *options);

@@ -362,6 +362,9 @@ typedef struct perch_stats {
     uint64_t evicted_idle_p50_us; /* and the median, to an eighth */
     uint64_t page_bytes;          /* of all pages here */
     uint64_t trace_lost;          /* events that trace_file lacks: they came too fast, or the file failed */
+    /* gauges: what the engine has measured so far of the time that KV takes; 0: not known. See perch_costs */
+    double prefill_us, prefill_us_8k; /* a token at position 0, and behind 8,192 others */
+    double host_latency_us, host_mbps, disk_latency_us, disk_mbps;
 } perch_stats;
 
 /*
@@ -383,6 +386,33 @@ PERCH_API void perch_engine_destroy(perch_engine *engine);
  */
 PERCH_API perch_status perch_engine_plan(const perch_engine *engine, perch_plan *plan, perch_error *err);
 PERCH_API perch_status perch_plan_compute(const perch_options *options, perch_plan *plan, perch_error *err);
+
+/*
+ * What it takes to have KV that is not on the device, as perch_costs_measure found it. Rates are 0 where they were not measured.
+ */
+typedef struct perch_costs {
+    size_t struct_size;             /* set by the caller: sizeof(perch_costs) */
+    double prefill_us;              /* to compute a token at position 0, in full steps; microseconds */
+    double prefill_us_per_position; /* and what each position before it adds */
+    double host_latency_us;         /* to load from the host tier: before the first byte, */
+    double host_mbps;               /* and then 10^6 bytes a second */
+    double disk_latency_us, disk_mbps;
+    uint32_t host_break_even,
+        disk_break_even;        /* from so many tokens of context on loading is quicker; 0: up to session_len never,
+                                                  or not known */
+    uint32_t n_layers_measured; /* of the model's, with random weights; 0: prefill was not measured */
+    uint32_t n_step_tokens;     /* tokens of the longest pass that was timed */
+    uint32_t n_positions;       /* the longest context that was timed */
+    uint32_t reserved0;
+    char note[256]; /* why something was not measured, else "" */
+} perch_costs;
+
+/*
+ * Measures them on the device that the options ask for, in a few seconds at most and without the model's weights: passes of one layer
+ * with random weights, and copies from host memory and, where there is a disk tier, from a file of its folder. What can't be
+ * measured is 0, and `note` says why. Errors as perch_plan_compute.
+ */
+PERCH_API perch_status perch_costs_measure(const perch_options *options, perch_costs *costs, perch_error *err);
 
 PERCH_API perch_status perch_engine_stats(perch_engine *engine, perch_stats *stats, perch_error *err);
 

@@ -194,6 +194,13 @@ same "the sum" "$((w + k + h + p))" "$total"
 run "$perch" plan "${tiny[@]}" model.dtype=f32 engine.session_len=512 cache.cache_max_entry_count=3
 has "the table" "1536 tokens fit, 3 full sequences of 512 tokens" "$out"
 
+t "plan times what it takes to have KV again"
+has "computing" "us for a token at position 0" "$out"
+has "what was measured" "through 1 of " "$out"
+has "the host tier" "MB/s after" "$out"
+run "$perch" plan "${tiny[@]}" engine.session_len=512 --json
+same "layers that were timed" 1 "$(json costs.n_layers_measured <<<"$out")"
+
 t "plan says so where nothing fits"
 run "$perch" plan "${tiny[@]}" cache.cache_bytes=65536
 same "the exit code" 1 "$code"
