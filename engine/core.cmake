@@ -1,5 +1,6 @@
-perch_sources(engine.c plan.c sequence.c request.c completion.c deadlines.c device.c batch.c observe.c trace.c trace_format.c step.c transfers.c events.c sched.c idtable.c
+perch_sources(engine.c plan.c sequence.c request.c completion.c deadlines.c device.c batch.c observe.c times.c trace.c trace_format.c stats_file.c stats_snapshot.c step.c transfers.c events.c sched.c idtable.c
               persist.c stored.c fingerprint.c cost.c costs.c measure.c)
 perch_unit_test(sched_test sched_test.c)
 perch_unit_test(trace_test trace_test.c LABELS threads)
 perch_unit_test(cost_test cost_test.c)
+perch_unit_test(stats_file_test stats_file_test.c LABELS threads)

@@ -357,14 +357,10 @@ perch_status perch_engine_options(const perch_engine *e, perch_options *out, per
 
 const perch_tokenizer *perch_engine_tokenizer(const perch_engine *e) { return e ? e->tokenizer : NULL; }
 
-perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error *err) {
-    if (!e || !stats || stats->struct_size != sizeof *stats) {
-        return err_set(err, PERCH_E_INVALID, "perch_engine_stats: engine and stats (with struct_size) must be given");
-    }
+void engine_stats(perch_engine *e, perch_stats *stats) {
     cache_stats kv;
     store_counts stored;
     store_counts_get(e->store, &stored);
-    pthread_mutex_lock(&e->lock);
     *stats = e->stats;
     stats->struct_size = sizeof *stats;
     stats->status = e->dead;
@@ -376,7 +372,6 @@ perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error
     stats->requests_waiting = e->n_queued;
     stats->sequences_open = e->sequences.n_objects;
     observe_stats(e, stats);
-    pthread_mutex_unlock(&e->lock);
     stats->evictions = kv.evictions;
     stats->evicted_pages = kv.evicted_pages;
     stats->copied_pages = kv.copied_pages;
@@ -397,5 +392,14 @@ perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error
     stats->store_commits = stored.n_commits;
     stats->store_failures = stored.n_failures;
     stats->sequences_retired = stored.n_retired;
+}
+
+perch_status perch_engine_stats(perch_engine *e, perch_stats *stats, perch_error *err) {
+    if (!e || !stats || stats->struct_size != sizeof *stats) {
+        return err_set(err, PERCH_E_INVALID, "perch_engine_stats: engine and stats (with struct_size) must be given");
+    }
+    pthread_mutex_lock(&e->lock);
+    engine_stats(e, stats);
+    pthread_mutex_unlock(&e->lock);
     return PERCH_OK;
 }

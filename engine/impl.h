@@ -241,6 +241,9 @@ perch_status plan_load_tokenizer(const perch_options *options, perch_tokenizer *
 /* engine.c: perch_engine_create, or without the step thread: whoever opened it calls engine_step. */
 perch_status engine_open(const perch_options *options, bool start_thread, perch_engine **out, perch_error *err);
 
+/* engine.c: perch_engine_stats under the lock; fills in all of it. */
+void engine_stats(perch_engine *e, perch_stats *stats);
+
 /* engine.c: a host thread that waited (n_inside) goes; perch_engine_destroy waits until all have. Under the lock. */
 void engine_leave(perch_engine *e);
 
@@ -310,12 +313,13 @@ perch_status stream_token(perch_tokenizer_stream *stream, int32_t token, const c
 /*
  * observe.c; under the lock. A step was committed (before last_end_us is moved on); the step thread's round is over; a
  * request was submitted, admitted with so much cached, has its first token, is finished; n_pages are on their way, what was
- * sent up to that ticket has arrived; what perch_engine_stats adds.
+ * sent up to that ticket has arrived; what perch_engine_stats adds. wait: until there may be work.
  */
 perch_status observe_open(perch_engine *e, perch_error *err);
 void observe_close(perch_engine *e);
 void observe_step(perch_engine *e, const flight *f, uint64_t land_us, uint64_t end_us);
 void observe_pass(perch_engine *e);
+void observe_wait(perch_engine *e);
 void observe_submitted(perch_engine *e, const request *r);
 void observe_admitted(perch_engine *e, const completion *c, trace_class found, uint32_t n_cached);
 void observe_first_token(perch_engine *e, const completion *c);

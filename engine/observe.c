@@ -3,48 +3,20 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
-/* How much of what was measured before counts beside a new step. */
-#define KEPT 0.98
+/* Requests whose times to first token count fully; then all count half. */
+#define RECENT_REQUESTS 1024u
 
-/* ----------------------------------------------------------------- ages -- */
-
-uint32_t observe_age_cell(uint64_t us) {
-    if (us < OBSERVE_AGE_PARTS) {
-        return (uint32_t)us; /* the first octaves have less than four values each */
-    }
-    uint32_t octave = 63u - (uint32_t)__builtin_clzll(us);
-    uint32_t part = (uint32_t)(us >> (octave - 2)) & (OBSERVE_AGE_PARTS - 1);
-    uint32_t cell = (octave - 1) * OBSERVE_AGE_PARTS + part;
-    return cell < OBSERVE_AGE_CELLS ? cell : OBSERVE_AGE_CELLS - 1;
-}
-
-uint64_t observe_age_of(uint32_t cell) {
-    if (cell < OBSERVE_AGE_PARTS) {
-        return cell;
-    }
-    uint32_t octave = cell / OBSERVE_AGE_PARTS + 1;
-    uint64_t width = UINT64_C(1) << (octave - 2);
-    return (OBSERVE_AGE_PARTS + cell % OBSERVE_AGE_PARTS) * width + width / 2;
-}
-
-static uint64_t median_age(const observer *o) {
-    uint64_t below = 0;
-    uint32_t cell = 0;
-    while (cell + 1 < OBSERVE_AGE_CELLS && below + o->ages[cell] <= o->n_ages / 2) {
-        below += o->ages[cell++];
-    }
-    return o->n_ages ? observe_age_of(cell) : 0;
-}
+#define WRITE_EVERY_US 100000u
+#define WRITE_IDLE_MS 500
 
 /* Of closed sequences nobody waits for what is lost: they are no evictions in perch_stats either. */
 static void on_evict(void *engine, const cache_eviction *what) {
     perch_engine *e = engine;
     observer *o = &e->observer;
     if (!what->closed) {
-        o->ages[observe_age_cell(what->idle_us)]++;
-        o->n_ages++;
-        o->age_us += what->idle_us;
+        times_add(&o->evicted, what->idle_us);
     }
     if (o->trace) {
         trace_put(o->trace, &(trace_record){.kind = TRACE_EVICT,
@@ -70,19 +42,39 @@ static void on_preempt(void *engine, sched_item *item) {
     }
 }
 
+/* The last part of [model] path. */
+static const char *model_name(const perch_options *o) {
+    const char *slash = strrchr(o->path, '/');
+    return slash && slash[1] ? slash + 1 : o->path;
+}
+
+static perch_status open_stats_file(perch_engine *e, perch_error *err) {
+    stats_image about = {.begun_us = time_us(), .session_len = e->session_len};
+    snprintf(about.model, sizeof about.model, "%.*s", (int)sizeof about.model - 1, model_name(&e->options));
+    snprintf(about.backend, sizeof about.backend, "%s", e->plan.backend);
+    return stats_file_open(e->options.stats_file, &about, &e->observer.stats_file, err);
+}
+
 perch_status observe_open(perch_engine *e, perch_error *err) {
     const perch_options *o = &e->options;
-    const char *slash = strrchr(o->path, '/');
+    perch_status status = PERCH_OK;
     cache_watch(e->kv, on_evict, e);
     e->sched.on_preempt = on_preempt;
-    return o->trace_file[0] ? trace_open(o->trace_file, slash && slash[1] ? slash + 1 : o->path,
-                                         e->backend->async ? KERNELS_LANES : 1, &e->observer.trace, err)
-                            : PERCH_OK;
+    if (o->trace_file[0]) {
+        status =
+            trace_open(o->trace_file, model_name(o), e->backend->async ? KERNELS_LANES : 1, &e->observer.trace, err);
+    }
+    if (!status && o->stats_file[0]) {
+        status = open_stats_file(e, err);
+    }
+    return status;
 }
 
 void observe_close(perch_engine *e) {
     trace_close(e->observer.trace);
+    stats_file_close(e->observer.stats_file);
     e->observer.trace = NULL;
+    e->observer.stats_file = NULL;
 }
 
 /* ---------------------------------------------------------------- steps -- */
@@ -107,12 +99,6 @@ static void trace_step(perch_engine *e, const flight *f, uint64_t land_us, uint6
 
 void observe_step(perch_engine *e, const flight *f, uint64_t land_us, uint64_t end_us) {
     observer *o = &e->observer;
-    uint64_t n_prefill = e->stats.prefill_tokens - o->prefill_tokens, begin_us = f->begin_us;
-    begin_us = begin_us > e->last_end_us ? begin_us : e->last_end_us;
-    if (n_prefill > 3ull * f->n_rows) { /* what other rows decode beside it counts little */
-        o->prefill_us = o->prefill_us * KEPT + (double)(end_us - begin_us);
-        o->prefill_step_tokens = o->prefill_step_tokens * KEPT + (double)n_prefill;
-    }
     if (o->trace) {
         trace_step(e, f, land_us, end_us);
     }
@@ -120,18 +106,44 @@ void observe_step(perch_engine *e, const flight *f, uint64_t land_us, uint64_t e
     o->decode_tokens = e->stats.decode_tokens;
 }
 
+static void write_stats(perch_engine *e, uint64_t now_us) {
+    stats_sample sample = {.at_us = now_us};
+    engine_stats(e, &sample.stats);
+    stats_file_write(e->observer.stats_file, &sample);
+    e->observer.written_us = now_us;
+}
+
 void observe_pass(perch_engine *e) {
+    observer *o = &e->observer;
     cache_stats kv;
-    if (e->observer.trace) {
+    uint64_t now_us = o->trace || o->stats_file ? time_us() : 0;
+    if (o->trace) {
         cache_stats_get(e->kv, &kv);
-        trace_put(e->observer.trace, &(trace_record){.kind = TRACE_GAUGES,
-                                                     .at_us = time_us(),
-                                                     .as.gauges = {.live = kv.n_pinned,
-                                                                   .cached = kv.n_idle,
-                                                                   .free = kv.n_free,
-                                                                   .waiting = e->n_queued,
-                                                                   .running = e->sched.n_running}});
+        trace_put(o->trace, &(trace_record){.kind = TRACE_GAUGES,
+                                            .at_us = now_us,
+                                            .as.gauges = {.live = kv.n_pinned,
+                                                          .cached = kv.n_idle,
+                                                          .free = kv.n_free,
+                                                          .waiting = e->n_queued,
+                                                          .running = e->sched.n_running}});
     }
+    if (o->stats_file && now_us - o->written_us >= WRITE_EVERY_US) {
+        write_stats(e, now_us);
+    }
+}
+
+void observe_wait(perch_engine *e) {
+    struct timespec until;
+    if (!e->observer.stats_file) {
+        pthread_cond_wait(&e->work, &e->lock);
+        return;
+    }
+    write_stats(e, time_us());
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += WRITE_IDLE_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000L;
+    until.tv_nsec %= 1000000000L;
+    pthread_cond_timedwait(&e->work, &e->lock, &until);
 }
 
 /* ------------------------------------------------------------- requests -- */
@@ -156,8 +168,10 @@ void observe_admitted(perch_engine *e, const completion *c, trace_class found, u
     observer *o = &e->observer;
     bool again = c->item.was_admitted;
     uint32_t n_valid = cache_entry_n_valid(c->item.entry);
-    if (!again && found != TRACE_FORK && o->prefill_step_tokens > 0) {
-        o->saved_us += n_cached * o->prefill_us / o->prefill_step_tokens;
+    if (!again && found != TRACE_FORK && n_cached > 0) {
+        cache_costs costs;
+        cost_get(&e->costs, &costs);
+        o->saved_us += cost_compute_us(&costs, n_cached);
     }
     if (o->trace) {
         trace_put(o->trace, &(trace_record){.kind = again ? TRACE_READMIT : TRACE_ADMIT,
@@ -170,6 +184,11 @@ void observe_admitted(perch_engine *e, const completion *c, trace_class found, u
 }
 
 void observe_first_token(perch_engine *e, const completion *c) {
+    times *ttft = &e->observer.ttft;
+    times_add(ttft, c->first_token_us - c->req->submitted_us);
+    if (ttft->n == 2 * RECENT_REQUESTS) {
+        times_halve(ttft);
+    }
     if (e->observer.trace) {
         trace_put(
             e->observer.trace,
@@ -191,13 +210,18 @@ void observe_finished(perch_engine *e, const completion *c) {
 /* --------------------------------------------------------------- copies -- */
 
 void observe_sent(perch_engine *e, trace_route route, uint64_t ticket, size_t n_pages) {
-    if (e->observer.trace) {
-        trace_put(e->observer.trace, &(trace_record){.kind = TRACE_SENT,
-                                                     .at_us = time_us(),
-                                                     .as.sent = {.route = route,
-                                                                 .n_pages = (uint32_t)n_pages,
-                                                                 .ticket = ticket,
-                                                                 .n_bytes = n_pages * e->plan.page_bytes}});
+    observer *o = &e->observer;
+    if (!o->has_sent[route]) { /* whoever measured before had tickets as well */
+        o->has_sent[route] = true;
+        o->arrived[route] = ticket - 1;
+    }
+    if (o->trace) {
+        trace_put(o->trace, &(trace_record){.kind = TRACE_SENT,
+                                            .at_us = time_us(),
+                                            .as.sent = {.route = route,
+                                                        .n_pages = (uint32_t)n_pages,
+                                                        .ticket = ticket,
+                                                        .n_bytes = n_pages * e->plan.page_bytes}});
     }
 }
 
@@ -216,7 +240,10 @@ void observe_arrived(perch_engine *e, trace_route route, uint64_t ticket) {
 void observe_stats(const perch_engine *e, perch_stats *stats) {
     const observer *o = &e->observer;
     stats->saved_us = (uint64_t)o->saved_us;
-    stats->evicted_idle_us = o->age_us;
-    stats->evicted_idle_p50_us = median_age(o);
+    stats->evicted_idle_us = o->evicted.sum_us;
+    stats->evicted_idle_p50_us = times_percentile(&o->evicted, 50);
+    stats->ttft_p50_us = times_percentile(&o->ttft, 50);
+    stats->ttft_p90_us = times_percentile(&o->ttft, 90);
+    stats->ttft_p99_us = times_percentile(&o->ttft, 99);
     stats->trace_lost = o->trace ? trace_n_lost(o->trace) : 0;
 }

@@ -29,9 +29,9 @@ typedef struct option {
     perch_option_info info;
     option_kind kind;
     size_t offset;
-    bool automatic;                          /* the word auto stands for 0 (U32, U64), -1 (I32) or NaN (REAL) */
-    bool sized;                              /* U64 that takes a suffix K, M, G, T (powers of 1024) */
-    uint64_t least, most;                    /* U32, U64: the range, beside auto's 0; I32: likewise, beside -1 */
+    bool automatic;       /* the word auto stands for 0 (U32, U64), -1 (I32) or NaN (REAL), PATH: itself */
+    bool sized;           /* U64 that takes a suffix K, M, G, T (powers of 1024) */
+    uint64_t least, most; /* U32, U64: the range, beside auto's 0; I32: likewise, beside -1 */
     bool (*fits)(const option_value *value); /* REAL: the range; integers: NULL or a rule on top of it */
 } option;
 

@@ -54,6 +54,10 @@ static const option table[] = {
     {INFO("engine", "graphs", "on | off", "on",
           "Steps of decode rows alone are replayed as CUDA graphs; not on the CPU."),
      FIELD(graphs), .kind = OPTION_WORD, .info.range = ""},
+    {INFO("engine", "stats_file", "path | auto", "",
+          "Keeps the engine's statistics in this file, for perch top; auto is one for each engine in "
+          "$XDG_RUNTIME_DIR/perch, or /tmp/perch-UID; empty is none."),
+     FIELD(stats_file), .kind = OPTION_PATH, .automatic = true, .info.range = ""},
     {INFO("engine", "trace_file", "path", "",
           "Writes what the engine does (steps, requests, copies, evictions) to this file, in the format of "
           "ui.perfetto.dev and chrome://tracing; empty is none."),
@@ -332,7 +336,7 @@ static perch_status set_path(const option *o, const char *file, const char *valu
                              perch_error *err) {
     const char *slash = strrchr(file, '/');
     char joined[PERCH_PATH_CAP];
-    if (!slash || *value == '/' || *value == 0) {
+    if (!slash || *value == '/' || *value == 0 || (o->automatic && strcasecmp(value, "auto") == 0)) {
         return option_parse(o, value, options, err);
     }
     int n = snprintf(joined, sizeof joined, "%.*s%s", (int)(slash + 1 - file), file, value);

@@ -78,6 +78,7 @@ static const struct {
     {"engine.gpu", {{"0", "0"}, {"255", "255"}}, {"256", "-1", "auto"}},
     {"engine.deterministic", {{"on", "on"}, {"off", "off"}, {"OFF", "off"}}, {"1", "yes", ""}},
     {"engine.graphs", {{"on", "on"}, {"off", "off"}}, {"0", "true"}},
+    {"engine.stats_file", {{"/run/p", "/run/p"}, {"auto", "auto"}, {"", ""}}, {NULL}},
     {"engine.trace_file", {{"/tmp/t.json", "/tmp/t.json"}, {"", ""}}, {NULL}},
     {"engine.queue_full", {{"refuse", "refuse"}, {"wait", "wait"}}, {"", "1", "|"}},
     {"engine.session_len",

@@ -110,7 +110,7 @@ void *step_main(void *engine) {
     pthread_mutex_lock(&e->lock);
     while (!e->stopping) {
         if (!engine_step(e)) {
-            pthread_cond_wait(&e->work, &e->lock);
+            observe_wait(e);
         }
     }
     pthread_mutex_unlock(&e->lock);

@@ -3,7 +3,7 @@
  * file; what gets lost is counted, and a file that fails ends behind a whole event.
  */
 #include "base/jv.h"
-#include "engine/observe.h"
+#include "engine/trace.h"
 #include "tests/support/check.h"
 
 #include <fcntl.h>
@@ -237,21 +237,6 @@ static void a_reader_that_goes_away_does_not_end_the_process(void) {
     trace_close(t);
 }
 
-static void ages_fall_into_cells_that_stand_for_them(void) {
-    uint32_t last = 0;
-    for (uint64_t us = 0; us < UINT64_C(1) << 39; us = us + us / 16 + 1) {
-        uint32_t cell = observe_age_cell(us);
-        uint64_t age = observe_age_of(cell);
-        CHECK_MSG(cell >= last && cell < OBSERVE_AGE_CELLS, "%llu in cell %u behind %u", (unsigned long long)us, cell,
-                  last);
-        CHECK_MSG(age <= us + us / 8 && us <= age + age / 7, "%llu stands for %llu", (unsigned long long)age,
-                  (unsigned long long)us);
-        CU_ASSERT_EQUAL(observe_age_cell(age), cell);
-        last = cell;
-    }
-    CU_ASSERT_EQUAL(observe_age_cell(UINT64_MAX), OBSERVE_AGE_CELLS - 1);
-}
-
 int main(int argc, char **argv) {
 #define TEST(name)                                                                                                     \
     { #name, name }
@@ -263,7 +248,6 @@ int main(int argc, char **argv) {
         TEST(who_puts_does_not_wait_and_what_is_lost_is_told),
         TEST(a_full_disk_is_counted_and_leaves_whole_events),
         TEST(a_reader_that_goes_away_does_not_end_the_process),
-        TEST(ages_fall_into_cells_that_stand_for_them),
     };
 #undef TEST
     if (!mkdtemp(folder)) {

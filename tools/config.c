@@ -74,6 +74,9 @@ json_t *config_json(const struct tool *tool, bool with_bench) {
     perch_options options = tool->options;
     make_absolute(options.path, sizeof(options.path));
     make_absolute(options.tokenizer_path, sizeof(options.tokenizer_path));
+    if (strcmp(options.stats_file, "auto") != 0) {
+        make_absolute(options.stats_file, sizeof(options.stats_file));
+    }
     make_absolute(options.trace_file, sizeof(options.trace_file));
     make_absolute(options.store_path, sizeof(options.store_path));
     make_absolute(options.store_password_file, sizeof(options.store_password_file));

@@ -136,6 +136,9 @@ json_t *json_stats(const perch_stats *stats) {
     COUNT(evicted_idle_us);
     COUNT(evicted_idle_p50_us);
     COUNT(page_bytes);
+    COUNT(ttft_p50_us);
+    COUNT(ttft_p90_us);
+    COUNT(ttft_p99_us);
     COUNT(trace_lost);
 #undef COUNT
 #define REAL(field) out = with_real(out, #field, stats->field)

@@ -126,6 +126,7 @@ typedef struct perch_options {
     uint32_t gpu;             /* index of the GPU, device cuda or auto */
     perch_switch deterministic;      /* GPU: the same bits whatever else is in the batch; the CPU knows nothing else */
     perch_switch graphs;             /* GPU: steps of decode rows alone are replayed as CUDA graphs */
+    char stats_file[PERCH_PATH_CAP]; /* perch_stats for other processes; "auto" = in perch_stats_folder; "" = none */
     char trace_file[PERCH_PATH_CAP]; /* what the engine does, as a file for ui.perfetto.dev; "" = none */
 
     /* [model] */
@@ -361,7 +362,9 @@ typedef struct perch_stats {
     uint64_t evicted_idle_us;     /* sum over evictions: how long what lost pages had been idle; */
     uint64_t evicted_idle_p50_us; /* and the median, to an eighth */
     uint64_t page_bytes;          /* of all pages here */
-    uint64_t trace_lost;          /* events that trace_file lacks: they came too fast, or the file failed */
+    uint64_t ttft_p50_us, ttft_p90_us,
+        ttft_p99_us;     /* submit to first token, of the last thousand or so requests; to an eighth */
+    uint64_t trace_lost; /* events that trace_file lacks: they came too fast, or the file failed */
     /* gauges: what the engine has measured so far of the time that KV takes; 0: not known. See perch_costs */
     double prefill_us, prefill_us_8k; /* a token at position 0, and behind 8,192 others */
     double host_latency_us, host_mbps, disk_latency_us, disk_mbps;
@@ -415,6 +418,34 @@ typedef struct perch_costs {
 PERCH_API perch_status perch_costs_measure(const perch_options *options, perch_costs *costs, perch_error *err);
 
 PERCH_API perch_status perch_engine_stats(perch_engine *engine, perch_stats *stats, perch_error *err);
+
+/*
+ * What an engine, here or in another process on this machine, has written to its [engine] stats_file: a tenth of a second
+ * old at most while it computes, half a second while it idles.
+ */
+typedef struct perch_snapshot {
+    size_t struct_size; /* set by the caller: sizeof(perch_snapshot) */
+    uint32_t pid;       /* of its process, as that sees itself */
+    uint32_t running;   /* 0: the process is gone, and this is what it left */
+    uint64_t at_us;     /* when it was written, by the system's monotonic clock; */
+    uint64_t age_us;    /* that long ago, */
+    uint64_t uptime_us; /* and that long after the engine's start */
+    uint32_t session_len;
+    uint32_t reserved0;
+    char model[256];   /* the last part of [model] path */
+    char backend[128]; /* as perch_plan's */
+    char version[16];  /* perch_version there */
+    perch_stats stats;
+} perch_snapshot;
+
+/* Where engines with stats_file = auto have their files, one each: $XDG_RUNTIME_DIR/perch, or /tmp/perch-UID. E_BUFFER. */
+PERCH_API perch_status perch_stats_folder(char *out, size_t cap, perch_error *err);
+
+/*
+ * Reads one. Any thread, no engine needed. E_NOT_FOUND: there is no such file, as when its engine was destroyed; E_IO; E_FORMAT: it
+ * is something else; E_UNSUPPORTED: another version's; E_AGAIN: its process was killed in the middle of a write.
+ */
+PERCH_API perch_status perch_snapshot_read(const char *file, perch_snapshot *out, perch_error *err);
 
 /* The model's tokenizer, borrowed for the engine's life; NULL if it has none (weights = random). */
 PERCH_API const perch_tokenizer *perch_engine_tokenizer(const perch_engine *engine);

@@ -130,6 +130,7 @@ static perch_options small_options(void) {
     o.threads = 2;
     o.cache_max_entry_count = 2;
     snprintf(o.trace_file, sizeof o.trace_file, "/dev/null");
+    snprintf(o.stats_file, sizeof o.stats_file, "/tmp/perch-oom-%ld", (long)getpid());
     o.store_backend = backend;
     snprintf(o.store_path, sizeof o.store_path, "%s", store_at);
     if (backend == PERCH_STORE_REDIS) {

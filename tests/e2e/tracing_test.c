@@ -1,7 +1,8 @@
 /*
  * The trace of an engine that evicts, restores, preempts, forks and cancels: it is JSON, its steps follow one another in their
  * lanes with their phases inside, every span that begins ends and is nested, and its sums are those of perch_stats. On
- * a machine without a GPU all steps are in one lane; tracing_async_test is the same on a device of its own.
+ * a machine without a GPU all steps are in one lane; tracing_async_test is the same on a device of its own. And the statistics
+ * file that other processes read.
  */
 #include "base/jv.h"
 #include "engine/impl.h"
@@ -347,6 +348,39 @@ static void the_answers_do_not_depend_on_a_file_that_fails(void) {
               "the engine was disturbed");
 }
 
+/* Half a second after it has nothing more to do, at most. */
+static void the_statistics_file_says_what_the_engine_says(void) {
+    char path[64];
+    perch_sequence_id id;
+    perch_request_id request_id;
+    perch_options o = options_of();
+    snprintf(path, sizeof path, "%s.stats", file);
+    snprintf(o.stats_file, sizeof o.stats_file, "%s", path);
+    o.trace_file[0] = 0;
+    perch_engine *e = host_engine(&o);
+    CU_ASSERT_PTR_NOT_NULL_FATAL(e);
+    CU_ASSERT_EQUAL(perch_sequence_open(e, &id, NULL), PERCH_OK);
+    submit(e, id, 5, PROMPT, 40, 1, &request_id);
+    collect(e, 1);
+    perch_snapshot s = {.struct_size = sizeof s};
+    perch_stats stats = stats_of(e);
+    for (bool equal = false; !equal; usleep(1000)) {
+        CU_ASSERT_EQUAL_FATAL(perch_snapshot_read(path, &s, NULL), PERCH_OK);
+        stats = stats_of(e);
+        equal = !memcmp(&s.stats, &stats, sizeof stats);
+    }
+    CU_ASSERT_EQUAL(s.stats.decode_tokens, 40);
+    CU_ASSERT_EQUAL(s.stats.requests_finished, 1);
+    CU_ASSERT_TRUE(s.stats.ttft_p50_us > 0 && s.stats.ttft_p50_us <= s.stats.ttft_p99_us);
+    CU_ASSERT_EQUAL(s.running, 1);
+    CU_ASSERT_EQUAL(s.pid, getpid());
+    CU_ASSERT_EQUAL(s.session_len, SESSION);
+    CU_ASSERT_STRING_EQUAL(s.model, "long");
+    CU_ASSERT_TRUE(s.backend[0] != 0 && s.uptime_us > 0);
+    perch_engine_destroy(e);
+    CU_ASSERT_EQUAL(perch_snapshot_read(path, &s, NULL), PERCH_E_NOT_FOUND);
+}
+
 int main(int argc, char **argv) {
 #define TEST(name)                                                                                                     \
     { #name, name }
@@ -354,6 +388,7 @@ int main(int argc, char **argv) {
         TEST(what_happened_stands_in_the_trace),
         TEST(a_trace_that_cannot_be_written_is_refused_with_its_name),
         TEST(the_answers_do_not_depend_on_a_file_that_fails),
+        TEST(the_statistics_file_says_what_the_engine_says),
     };
 #undef TEST
     int fd = mkstemp(file);
