@@ -330,7 +330,7 @@ static perch_finish ends_with(completion *c, perch_status *status) {
 static void commit_sample(perch_engine *e, completion *c, const sampler_output *sample) {
     perch_status status = PERCH_OK;
     if (c->n_generated == 0) {
-        c->first_token_us = time_us();
+        c->first_token_us = engine_now(e);
         observe_first_token(e, c);
     }
     append_token(c, sample);

@@ -44,7 +44,7 @@ void completion_admitted(void *engine, sched_item *item, uint32_t n_valid) {
     trace_class found = TRACE_FORK;
     if (!item->was_admitted) {
         c->n_cached = n_valid;
-        c->admitted_us = time_us();
+        c->admitted_us = engine_now(e);
         if (c->index == 0) {
             found = count_hit(e, c, n_valid);
             leave_queue(e, c->req);
@@ -128,7 +128,7 @@ void completion_finish(perch_engine *e, completion *c, perch_finish finish) {
     assert(!c->finished);
     c->finished = true;
     c->finish = finish;
-    c->finished_us = time_us();
+    c->finished_us = engine_now(e);
     observe_finished(e, c);
     sched_remove(&e->sched, &c->item);
     leave_flights(e, c);
@@ -204,7 +204,7 @@ void completions_end_due(perch_engine *e) {
         completion_finish(e, e->cancelled, PERCH_FINISH_CANCELLED);
     }
     deadline *first = deadlines_first(&e->deadlines);
-    uint64_t now = first ? time_us() : 0;
+    uint64_t now = first ? engine_now(e) : 0;
     while (first && first->at_us <= now) {
         completion_finish(e, completion_due(first), PERCH_FINISH_TIMEOUT);
         first = deadlines_first(&e->deadlines);

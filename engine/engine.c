@@ -33,7 +33,9 @@ static void set_default_sampling(perch_engine *e) {
 static void set_effective_options(perch_engine *e) {
     perch_options *o = &e->options;
     kernels_dtype dtype = device_dtype(o, &e->config, e->backend);
-    o->device = e->backend == kernels_cpu() ? PERCH_DEVICE_CPU : PERCH_DEVICE_CUDA;
+    o->device = e->now_us                     ? o->device /* simulated: it is neither */
+                : e->backend == kernels_cpu() ? PERCH_DEVICE_CPU
+                                              : PERCH_DEVICE_CUDA;
     o->dtype = dtype == KERNELS_F32 ? PERCH_DTYPE_F32 : dtype == KERNELS_F16 ? PERCH_DTYPE_F16 : PERCH_DTYPE_BF16;
     o->mapping = e->plan.mapping;
     o->session_len = e->session_len;
@@ -108,7 +110,9 @@ static perch_status check_tokenizer(const perch_engine *e, perch_error *err) {
 /* Opens the device and everything on it, by the plan; what there is of it is closed by close_device. */
 static perch_status open_device(perch_engine *e, const perch_options *o, plan_parts *parts, perch_error *err) {
     uint64_t tokenizer_host_bytes = e->tokenizer ? tokenizer_bytes(e->tokenizer) : 0;
-    perch_status status = plan_open(o, &e->config, tokenizer_host_bytes, &e->backend, &e->device, parts, &e->plan, err);
+    perch_status status =
+        e->now_us ? plan_make(o, e->backend, e->device, &e->config, tokenizer_host_bytes, parts, &e->plan, err)
+                  : plan_open(o, &e->config, tokenizer_host_bytes, &e->backend, &e->device, parts, &e->plan, err);
     if (!status) {
         status = model_load(e->backend, e->device, &e->config, &parts->limits,
                             o->weights == PERCH_WEIGHTS_RANDOM ? NULL : o->path, o->random_seed, o->progress,
@@ -150,7 +154,8 @@ static void close_device(perch_engine *e) {
 static perch_status open_some_device(perch_engine *e, plan_parts *parts, perch_error *err) {
     perch_error why = {PERCH_OK, ""};
     perch_status status = open_device(e, &e->options, parts, &why);
-    if (status && e->options.device == PERCH_DEVICE_AUTO && e->backend != kernels_cpu() && plan_may_use_cpu(status)) {
+    if (status && !e->now_us && e->options.device == PERCH_DEVICE_AUTO && e->backend != kernels_cpu() &&
+        plan_may_use_cpu(status)) {
         perch_options on_cpu = e->options;
         perch_status gpu_status = status;
         char note[sizeof e->plan.note];
@@ -210,23 +215,25 @@ static perch_status start_thread(perch_engine *e, perch_error *err) {
     return PERCH_OK;
 }
 
-perch_status engine_open(const perch_options *options, bool start, perch_engine **out, perch_error *err) {
-    if (!options || !out) {
-        return err_set(err, PERCH_E_INVALID, "perch_engine_create: options and out must be given");
-    }
-    *out = NULL;
-    perch_status status = options_check(options, err);
-    if (status) {
-        return status;
-    }
+/* place: NULL, or where it runs in place of what the options ask for. */
+static perch_status open_engine(const perch_options *options, const engine_place *place, bool start, perch_engine **out,
+                                perch_error *err) {
     perch_engine *e = calloc(1, sizeof *e);
     if (!e) {
+        if (place) {
+            place->backend->close(place->device);
+        }
         return err_nomem(err, "the engine");
     }
     e->options = *options;
-    e->backend = kernels_cpu();
+    e->backend = place ? place->backend : kernels_cpu();
+    e->device = place ? place->device : NULL;
+    e->now_us = place ? place->now_us : NULL;
     e->event_fd = -1;
-    status = make_sync(e, err);
+    perch_status status = options_check(options, err);
+    if (!status) {
+        status = make_sync(e, err);
+    }
     if (!status) {
         status = load(e, err);
     }
@@ -251,6 +258,20 @@ perch_status engine_open(const perch_options *options, bool start, perch_engine 
     }
     *out = e;
     return PERCH_OK;
+}
+
+perch_status engine_open(const perch_options *options, bool start, perch_engine **out, perch_error *err) {
+    if (!options || !out) {
+        return err_set(err, PERCH_E_INVALID, "perch_engine_create: options and out must be given");
+    }
+    *out = NULL;
+    return open_engine(options, NULL, start, out, err);
+}
+
+perch_status engine_open_on(const perch_options *options, const engine_place *place, perch_engine **out,
+                            perch_error *err) {
+    *out = NULL;
+    return open_engine(options, place, false, out, err);
 }
 
 perch_status perch_engine_create(const perch_options *options, perch_engine **out, perch_error *err) {

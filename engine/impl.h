@@ -164,6 +164,7 @@ struct perch_engine {
     model_config config;
     const kernels_backend *backend;
     kernels_device *device;
+    uint64_t (*now_us)(const kernels_device *device); /* the time that it lives by; NULL: the system's */
     bool kv_is_open;
     model *model;
     perch_tokenizer *tokenizer; /* or NULL */
@@ -233,6 +234,10 @@ typedef struct plan_parts {
 perch_status plan_open(const perch_options *options, const model_config *config, uint64_t tokenizer_host_bytes,
                        const kernels_backend **backend, kernels_device **device, plan_parts *parts, perch_plan *plan,
                        perch_error *err);
+/* The plan for a device that is open. E_NO_ROOM leaves the figures that there are in the plan. */
+perch_status plan_make(const perch_options *options, const kernels_backend *backend, kernels_device *device,
+                       const model_config *config, uint64_t tokenizer_host_bytes, plan_parts *parts, perch_plan *plan,
+                       perch_error *err);
 /* Whether `auto` may go on to the CPU after this status: the GPU, not the configuration, is at fault. */
 bool plan_may_use_cpu(perch_status status);
 perch_status plan_load_config(const perch_options *options, model_config *config, perch_error *err);
@@ -243,6 +248,23 @@ perch_status engine_open(const perch_options *options, bool start_thread, perch_
 
 /* engine.c: perch_engine_stats under the lock; fills in all of it. */
 void engine_stats(perch_engine *e, perch_stats *stats);
+
+/* A device to run on in place of what the options ask for, and its time. */
+typedef struct engine_place {
+    const kernels_backend *backend;
+    kernels_device *device;
+    uint64_t (*now_us)(const kernels_device *device);
+} engine_place;
+
+/* engine.c: the same without a step thread, on that device, which is the engine's from here on, whatever comes of it. */
+perch_status engine_open_on(const perch_options *options, const engine_place *place, perch_engine **out,
+                            perch_error *err);
+
+/*
+ * Microseconds of the engine's time: what deadlines, events and steps are measured by. What the host itself takes (host_us) is
+ * measured by time_us, in a simulation as well.
+ */
+static inline uint64_t engine_now(const perch_engine *e) { return e->now_us ? e->now_us(e->device) : time_us(); }
 
 /* engine.c: a host thread that waited (n_inside) goes; perch_engine_destroy waits until all have. Under the lock. */
 void engine_leave(perch_engine *e);

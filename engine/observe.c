@@ -20,7 +20,7 @@ static void on_evict(void *engine, const cache_eviction *what) {
     }
     if (o->trace) {
         trace_put(o->trace, &(trace_record){.kind = TRACE_EVICT,
-                                            .at_us = time_us(),
+                                            .at_us = engine_now(e),
                                             .as.evict = {.idle_us = what->idle_us,
                                                          .n_pages = what->n_pages,
                                                          .n_tokens = what->n_tokens,
@@ -37,7 +37,7 @@ static void on_preempt(void *engine, sched_item *item) {
     if (e->observer.trace) {
         trace_put(e->observer.trace,
                   &(trace_record){.kind = TRACE_PREEMPT,
-                                  .at_us = time_us(),
+                                  .at_us = engine_now(e),
                                   .as.admit = {.span = c->span, .n_tokens = cache_entry_n_valid(item->entry)}});
     }
 }
@@ -116,11 +116,11 @@ static void write_stats(perch_engine *e, uint64_t now_us) {
 void observe_pass(perch_engine *e) {
     observer *o = &e->observer;
     cache_stats kv;
-    uint64_t now_us = o->trace || o->stats_file ? time_us() : 0;
+    uint64_t now_us = o->stats_file ? time_us() : 0; /* of whoever reads it, also in a simulation */
     if (o->trace) {
         cache_stats_get(e->kv, &kv);
         trace_put(o->trace, &(trace_record){.kind = TRACE_GAUGES,
-                                            .at_us = now_us,
+                                            .at_us = engine_now(e),
                                             .as.gauges = {.live = kv.n_pinned,
                                                           .cached = kv.n_idle,
                                                           .free = kv.n_free,
@@ -175,7 +175,7 @@ void observe_admitted(perch_engine *e, const completion *c, trace_class found, u
     }
     if (o->trace) {
         trace_put(o->trace, &(trace_record){.kind = again ? TRACE_READMIT : TRACE_ADMIT,
-                                            .at_us = again ? time_us() : c->admitted_us,
+                                            .at_us = again ? engine_now(e) : c->admitted_us,
                                             .as.admit = {.span = c->span,
                                                          .found = found,
                                                          .n_tokens = n_cached,
@@ -217,7 +217,7 @@ void observe_sent(perch_engine *e, trace_route route, uint64_t ticket, size_t n_
     }
     if (o->trace) {
         trace_put(o->trace, &(trace_record){.kind = TRACE_SENT,
-                                            .at_us = time_us(),
+                                            .at_us = engine_now(e),
                                             .as.sent = {.route = route,
                                                         .n_pages = (uint32_t)n_pages,
                                                         .ticket = ticket,
@@ -227,7 +227,7 @@ void observe_sent(perch_engine *e, trace_route route, uint64_t ticket, size_t n_
 
 void observe_arrived(perch_engine *e, trace_route route, uint64_t ticket) {
     uint64_t *last = &e->observer.arrived[route];
-    uint64_t now = e->observer.trace && *last < ticket ? time_us() : 0;
+    uint64_t now = e->observer.trace && *last < ticket ? engine_now(e) : 0;
     for (; e->observer.trace && *last < ticket; ++*last) {
         trace_put(
             e->observer.trace,

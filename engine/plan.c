@@ -195,10 +195,9 @@ static void describe_model(const model_config *config, perch_plan *plan) {
     snprintf(plan->architecture, sizeof plan->architecture, "%s", model_arch_name(config->arch));
 }
 
-/* E_NO_ROOM leaves the figures that there are in the plan. */
-static perch_status make(const perch_options *o, const kernels_backend *backend, kernels_device *device,
-                         const model_config *config, uint64_t tokenizer_host_bytes, plan_parts *parts, perch_plan *plan,
-                         perch_error *err) {
+perch_status plan_make(const perch_options *o, const kernels_backend *backend, kernels_device *device,
+                       const model_config *config, uint64_t tokenizer_host_bytes, plan_parts *parts, perch_plan *plan,
+                       perch_error *err) {
     static const char *const dtypes[] = {[KERNELS_F32] = "f32", [KERNELS_F16] = "f16", [KERNELS_BF16] = "bf16"};
     kernels_dtype dtype = device_dtype(o, config, backend);
     kv_layout layout;
@@ -250,7 +249,7 @@ static perch_status open_on(const perch_options *o, const kernels_backend *backe
     if (status) {
         return status;
     }
-    status = make(o, backend, *device, config, tokenizer_host_bytes, parts, plan, err);
+    status = plan_make(o, backend, *device, config, tokenizer_host_bytes, parts, plan, err);
     if (status && status != PERCH_E_NO_ROOM) {
         backend->close(*device);
         *device = NULL;

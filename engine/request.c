@@ -358,7 +358,7 @@ perch_status perch_submit(perch_engine *e, const perch_request *q, perch_request
     }
     perch_status status = check_request(e, q, err);
     if (!status) {
-        uint64_t now_us = time_us();
+        uint64_t now_us = engine_now(e);
         pthread_mutex_lock(&e->lock);
         status = submit(e, q, now_us, &id, err);
         pthread_mutex_unlock(&e->lock);

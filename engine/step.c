@@ -19,13 +19,15 @@ static perch_status execute_commands(perch_engine *e, perch_error *err) {
     return status;
 }
 
-static perch_status launch(perch_engine *e, const sched_plan *plan, uint64_t begin_us, perch_error *err) {
+/* Both times are of the step's beginning: the engine's, and the host's own. */
+static perch_status launch(perch_engine *e, const sched_plan *plan, uint64_t begin_us, uint64_t host_begin_us,
+                           perch_error *err) {
     flight *f = &e->flights[e->lane];
     kernels_batch batch;
     batch_build(e, plan, f, &batch);
     f->begin_us = begin_us;
-    f->launch_us = time_us();
-    f->host_us = f->launch_us - begin_us;
+    f->launch_us = engine_now(e);
+    f->host_us = time_us() - host_begin_us;
 
     pthread_mutex_unlock(&e->lock);
     perch_status status = batch_launch(e, f, &batch, err);
@@ -41,16 +43,16 @@ static perch_status launch(perch_engine *e, const sched_plan *plan, uint64_t beg
 static perch_status land(perch_engine *e, flight *f, perch_error *err) {
     pthread_mutex_unlock(&e->lock);
     perch_status status = batch_land(e, f, err);
-    uint64_t landed_us = time_us();
+    uint64_t landed_us = engine_now(e), host_landed_us = time_us();
     pthread_mutex_lock(&e->lock);
 
     if (!status) {
         batch_commit(e, f);
-        uint64_t end_us = time_us(), begin_us = f->begin_us > e->last_end_us ? f->begin_us : e->last_end_us;
+        uint64_t end_us = engine_now(e), begin_us = f->begin_us > e->last_end_us ? f->begin_us : e->last_end_us;
         e->stats.steps++;
         e->stats.step_us += end_us - begin_us;
         costs_step(e, f, end_us - begin_us);
-        e->stats.host_us += f->host_us + end_us - landed_us;
+        e->stats.host_us += f->host_us + time_us() - host_landed_us;
         observe_step(e, f, landed_us, end_us);
         e->last_end_us = end_us;
     }
@@ -59,7 +61,7 @@ static perch_status land(perch_engine *e, flight *f, perch_error *err) {
 
 static void step(perch_engine *e) {
     perch_error err = {.status = PERCH_OK};
-    uint64_t begin_us = time_us();
+    uint64_t begin_us = engine_now(e), host_begin_us = time_us();
     flight *now = &e->flights[e->lane], *before = &e->flights[(e->lane + 1) % KERNELS_LANES];
 
     cache_set_time(e->kv, begin_us);
@@ -69,7 +71,7 @@ static void step(perch_engine *e) {
     status = status ? status : execute_commands(e, &err);
     status = status ? status : transfers_send(e, plan->n_rows == 0, &err);
     if (!status && plan->n_rows) {
-        status = launch(e, plan, begin_us, &err);
+        status = launch(e, plan, begin_us, host_begin_us, &err);
     }
     if (!status && now->busy && e->backend->async) {
         sched_prepare(&e->sched);

@@ -29,7 +29,7 @@ static perch_status send_direction(perch_engine *e, cache_direction direction, p
             cache_transfers_sent(e->kv, direction, n, ticket);
             observe_sent(e, route_of(direction), ticket, n);
             if (direction == CACHE_LOAD) {
-                cost_load_sent(&e->costs, CACHE_HOST, ticket, n * e->plan.page_bytes, time_us());
+                cost_load_sent(&e->costs, CACHE_HOST, ticket, n * e->plan.page_bytes, engine_now(e));
             }
         }
     }
@@ -55,7 +55,7 @@ perch_status transfers_poll(perch_engine *e, perch_error *err) {
             cache_transfers_done(e->kv, direction, ticket);
             observe_arrived(e, route_of(direction), ticket);
             if (direction == CACHE_LOAD) {
-                cost_loads_done(&e->costs, CACHE_HOST, ticket, time_us());
+                cost_loads_done(&e->costs, CACHE_HOST, ticket, engine_now(e));
             }
         }
     }

@@ -246,7 +246,10 @@ typedef struct kernels_backend {
     perch_status (*weight_create)(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
                                   perch_error *err);
     void (*weight_destroy)(kernels_device *device, kernels_weight *weight);
-    /* Stores rows [first, first + n) from row-major [n][n_in] host data of the given type (rounded to nearest even). */
+    /*
+     * Stores rows [first, first + n) from row-major [n][n_in] host data of the given type (rounded to nearest even). NULL: a
+     * device that computes nothing, whose weights have no values.
+     */
     perch_status (*weight_set_rows)(kernels_device *device, kernels_weight *weight, uint32_t first, uint32_t n,
                                     kernels_dtype dtype, const void *rows, perch_error *err);
 

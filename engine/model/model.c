@@ -119,7 +119,7 @@ static perch_status load_weights(model *m, const char *dir, uint64_t random_seed
     if (status == PERCH_OK) {
         status = model_tensors_list(m, &tensors, &n, err);
     }
-    if (status == PERCH_OK) {
+    if (status == PERCH_OK && m->backend->weight_set_rows) {
         status = dir ? model_load_checkpoint(m, tensors, n, dir, progress, progress_user, err)
                      : model_load_random(m, tensors, n, random_seed, progress, progress_user, err);
     }

@@ -453,6 +453,43 @@ PERCH_API const perch_tokenizer *perch_engine_tokenizer(const perch_engine *engi
 /* The options as they took effect (auto values replaced by what was chosen). out comes from perch_options_init. */
 PERCH_API perch_status perch_engine_options(const perch_engine *engine, perch_options *out, perch_error *err);
 
+/* ------------------------------------------------------------ simulation -- */
+
+/*
+ * A device that is only simulated: each operation takes the longer of its arithmetic and of its memory traffic at these rates.
+ * Rates are what is reached, not what a data sheet promises. G and T are powers of 1000.
+ */
+typedef struct perch_hardware {
+    size_t struct_size;
+    uint64_t memory_bytes;   /* of the device, for the memory plan; 0 = as much as the plan wants */
+    double matrix_tflops;    /* matrix products, 10^12 operations a second */
+    double attention_tflops; /* attention's */
+    double memory_gbps;      /* device memory, read and written, 10^9 bytes a second */
+    double host_gbps;        /* between device and host tier, each way */
+    double launch_us;        /* of every step, beside what it computes */
+} perch_hardware;
+
+/* An NVIDIA H200. struct_size is sizeof(perch_hardware). */
+PERCH_API perch_status perch_hardware_init(perch_hardware *hardware, size_t struct_size);
+
+/*
+ * An engine that schedules, caches and evicts as any other, on a simulated device and in a time of its own, which begins at 0 and
+ * passes in perch_simulation_advance alone: all of its times (deadlines, events, statistics, but for host_us) are of that. Options
+ * are those of a GPU, [model] path with a config.json alone; what is chosen is not the model's, but depends on the seed and the position
+ * alone. It has no threads: perch_next never waits, and a full queue always refuses. E_CONFIG: a [store] that outlives it; E_INVALID:
+ * hardware; otherwise as perch_engine_create.
+ */
+PERCH_API perch_status perch_simulation_create(const perch_options *options, const perch_hardware *hardware,
+                                               perch_engine **out, perch_error *err);
+
+/*
+ * Time passes, step by step, until there is an event to fetch or it is until_us (a step that has begun is waited for). *now_us
+ * gets the time. UINT64_MAX: until there is an event; E_TIMEOUT where nothing is under way that could bring one. Otherwise, the
+ * engine's sticky status.
+ */
+PERCH_API perch_status perch_simulation_advance(perch_engine *engine, uint64_t until_us, uint64_t *now_us,
+                                                perch_error *err);
+
 /* ------------------------------------------------------------- sequences -- */
 
 /* A conversation. Carries a generation: a stale, closed or made-up id is E_NOT_FOUND. 0 is never valid. */
