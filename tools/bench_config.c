@@ -31,11 +31,16 @@ static const struct word workload_words[] = {
     {"grid", BENCH_GRID}, {"churn", BENCH_CHURN}, {"trace", BENCH_TRACE}, {NULL, 0}};
 static const struct word format_words[] = {
     {"auto", BENCH_FORMAT_AUTO}, {"mooncake", BENCH_FORMAT_MOONCAKE}, {"azure", BENCH_FORMAT_AZURE}, {NULL, 0}};
+static const struct word executor_words[] = {{"engine", BENCH_ENGINE}, {"simulate", BENCH_SIMULATE}, {NULL, 0}};
+static const struct word switch_words[] = {{"on", true}, {"off", false}, {NULL, 0}};
+static const struct word vary_words[] = {{"one", false}, {"all", true}, {NULL, 0}};
 static const struct word reuse_words[] = {{"fork", BENCH_REUSE_FORK}, {"none", BENCH_REUSE_NONE}, {NULL, 0}};
 
 #define KEY(name, type_text, range_text, help_text, readers)                                                           \
     .info.key = name, .info.type = type_text, .info.range = range_text, .info.help = help_text,                        \
     .info.workloads = readers
+#define SIMULATED(name, type_text, range_text, help_text, readers)                                                     \
+    KEY(name, type_text, range_text, help_text, readers), .info.is_simulated = true
 #define FIELD(value, name) .kind = value, .offset = offsetof(struct bench_config, name)
 #define RANGE(from, to) .min = from, .max = to
 #define ALL (BENCH_GRID | BENCH_CHURN | BENCH_TRACE)
@@ -43,6 +48,11 @@ static const struct word reuse_words[] = {{"fork", BENCH_REUSE_FORK}, {"none", B
 static const struct row rows[] = {
     {KEY("workload", "grid | churn | trace", "", "What is measured.", ALL), FIELD(VALUE_WORD, workload),
      .words = workload_words},
+    {KEY("executor", "engine | simulate", "",
+         "engine: on the machine. simulate: the same scheduler and cache on a device that computes nothing, in its own "
+         "time.",
+         ALL),
+     FIELD(VALUE_WORD, executor), .words = executor_words},
     {KEY("seed", "integer", "0..9000000000000000", "Of the prompts and of every random choice.", ALL),
      FIELD(VALUE_U64, seed), RANGE(0, 9e15)},
     {KEY("prompt_tokens", "list", "1..1000000",
@@ -88,9 +98,33 @@ static const struct row rows[] = {
          "Variants side by side: the first values, and then each other value of one key. In a file between quotes.",
          ALL),
      FIELD(VALUE_VARY, vary_text)},
+    {KEY("combine", "one | all", "",
+         "vary: variants differ from the first in one key, or there is one for every combination.", ALL),
+     FIELD(VALUE_WORD, vary.all), .words = vary_words},
+    {SIMULATED("belady", "on | off", "",
+               "What an optimal replacement in the same memory would find of the trace's prompts (Belady's MIN).",
+               BENCH_TRACE),
+     FIELD(VALUE_WORD, belady), .words = switch_words},
+    {SIMULATED("sim_memory_gib", "real", "0..1000000", "Memory of the simulated device; 0 = as much as the plan wants.",
+               ALL),
+     FIELD(VALUE_REAL, memory_gib), RANGE(0, 1e6)},
+    {SIMULATED("sim_matrix_tflops", "real", "0.000001..1000000",
+               "What its matrix products reach, in 10^12 operations a second.", ALL),
+     FIELD(VALUE_REAL, hardware.matrix_tflops), RANGE(1e-6, 1e6)},
+    {SIMULATED("sim_attention_tflops", "real", "0.000001..1000000", "What its attention reaches, likewise.", ALL),
+     FIELD(VALUE_REAL, hardware.attention_tflops), RANGE(1e-6, 1e6)},
+    {SIMULATED("sim_memory_gbps", "real", "0.000001..1000000",
+               "What its memory reads and writes, in 10^9 bytes a second.", ALL),
+     FIELD(VALUE_REAL, hardware.memory_gbps), RANGE(1e-6, 1e6)},
+    {SIMULATED("sim_host_gbps", "real", "0.000001..1000000",
+               "What is copied between it and the host tier, each way, in 10^9 bytes a second.", ALL),
+     FIELD(VALUE_REAL, hardware.host_gbps), RANGE(1e-6, 1e6)},
+    {SIMULATED("sim_launch_us", "real", "0..1000000", "What every step takes beside its arithmetic and memory traffic.",
+               ALL),
+     FIELD(VALUE_REAL, hardware.launch_us), RANGE(0, 1e6)},
 };
 enum { N_ROWS = sizeof(rows) / sizeof(rows[0]) };
-_Static_assert(N_ROWS <= 32, "bench_config.was_set has a bit for each key");
+_Static_assert(N_ROWS <= 64, "bench_config.was_set has a bit for each key");
 
 void bench_config_init(struct bench_config *config) {
     *config = (struct bench_config){
@@ -106,7 +140,11 @@ void bench_config_init(struct bench_config *config) {
         .zipf_exponent = 1.0,
         .speed = 1.0,
         .scale_tokens = 1.0,
+        .belady = true,
     };
+    if (perch_hardware_init(&config->hardware, sizeof(config->hardware)) == PERCH_OK) {
+        config->memory_gib = (double)config->hardware.memory_bytes / (1 << 30);
+    }
 }
 
 const struct bench_key *bench_config_key(size_t index) { return index < N_ROWS ? &rows[index].info : NULL; }
@@ -195,6 +233,7 @@ static perch_status parse_vary(const char *text, struct bench_config *config, pe
         status = bench_vary_apply(&vary, i, &options, err);
     }
     if (status == PERCH_OK) {
+        vary.all = config->vary.all;
         config->vary = vary;
         memcpy(config->vary_text, text, strlen(text) + 1);
     }
@@ -240,17 +279,25 @@ perch_status bench_config_set(struct bench_config *config, const char *key, cons
         break;
     }
     if (status == PERCH_OK) {
-        config->was_set |= UINT32_C(1) << i;
+        config->was_set |= UINT64_C(1) << i;
     }
     return status;
 }
 
+bool bench_config_reads(const struct bench_config *config, const struct bench_key *key) {
+    return (key->workloads & config->workload) != 0 && (!key->is_simulated || config->executor == BENCH_SIMULATE);
+}
+
 perch_status bench_config_check(const struct bench_config *config, perch_error *err) {
     for (size_t i = 0; i < N_ROWS; i++) {
-        if ((config->was_set >> i & 1) != 0 && (rows[i].info.workloads & config->workload) == 0) {
-            return tool_error(err, PERCH_E_CONFIG, "[bench] %s: does nothing with workload = %s", rows[i].info.key,
-                              bench_workload_name(config->workload));
+        if ((config->was_set >> i & 1) == 0 || bench_config_reads(config, &rows[i].info)) {
+            continue;
         }
+        if ((rows[i].info.workloads & config->workload) != 0) {
+            return tool_error(err, PERCH_E_CONFIG, "[bench] %s: does nothing with executor = engine", rows[i].info.key);
+        }
+        return tool_error(err, PERCH_E_CONFIG, "[bench] %s: does nothing with workload = %s", rows[i].info.key,
+                          bench_workload_name(config->workload));
     }
     if (config->workload == BENCH_TRACE && config->trace[0] == '\0') {
         return tool_error(err, PERCH_E_CONFIG, "[bench] trace: missing; workload = trace needs it");

@@ -12,6 +12,8 @@
 
 #define BENCH_MAX_LIST 16
 
+enum bench_executor { BENCH_ENGINE = 0, BENCH_SIMULATE };
+
 /* Bits, so that a key can say which workloads read it. */
 enum bench_workload { BENCH_GRID = 1, BENCH_CHURN = 2, BENCH_TRACE = 4 };
 
@@ -25,7 +27,8 @@ struct bench_list {
 
 struct bench_config {
     uint32_t workload; /* enum bench_workload */
-    uint32_t was_set;  /* bit i: the i-th key was given */
+    uint32_t executor; /* enum bench_executor */
+    uint64_t was_set;  /* bit i: the i-th key was given */
     uint64_t seed;
     struct bench_list prompt_tokens;
     struct bench_list completion_tokens;
@@ -42,8 +45,11 @@ struct bench_config {
     double scale_tokens;
     uint32_t max_requests;
     double max_seconds;
-    double copy_gbps;     /* 0 = not known */
-    double matrix_tflops; /* likewise */
+    double copy_gbps;        /* 0 = not known */
+    double matrix_tflops;    /* likewise */
+    uint32_t belady;         /* whether the optimum is computed */
+    double memory_gib;       /* of the simulated device; 0 = as much as the plan wants */
+    perch_hardware hardware; /* but for its memory */
     char vary_text[BENCH_VARY_TEXT_CAP];
     struct bench_vary vary; /* what vary_text says */
 };
@@ -54,7 +60,8 @@ struct bench_key {
     const char *type;
     const char *range;
     const char *help;
-    uint32_t workloads; /* that read it */
+    uint32_t workloads; /* that read it, */
+    bool is_simulated;  /* and only in a simulation */
 };
 
 void bench_config_init(struct bench_config *config);
@@ -64,6 +71,9 @@ perch_status bench_config_set(struct bench_config *config, const char *key, cons
 
 /* Fails (E_CONFIG) if a key was given that the workload doesn't read, or one is missing that it needs. */
 perch_status bench_config_check(const struct bench_config *config, perch_error *err);
+
+/* Whether the workload and the executor read it. */
+bool bench_config_reads(const struct bench_config *config, const struct bench_key *key);
 
 /* The index-th key, or NULL; and its value as bench_config_set takes it. */
 const struct bench_key *bench_config_key(size_t index);

@@ -8,6 +8,7 @@
 #include "config.h"
 #include "hardware.h"
 #include "json_out.h"
+#include "sim_report.h"
 
 #include <errno.h>
 #include <math.h>
@@ -76,7 +77,8 @@ static json_t *raw_json(const struct bench_run *run) {
                       bench_class_name(record->class), perch_finish_name(record->finish), record->measured ? 1 : 0);
         failed = json_array_append_new(requests, row) != 0;
     }
-    for (size_t i = 0; !failed && i < run->gaps_ms.n; i++) {
+    /* A simulation is repeated by its configuration, to the last digit. */
+    for (size_t i = 0; !failed && !run->is_simulated && i < run->gaps_ms.n; i++) {
         failed = json_array_append_new(gaps, json_real(run->gaps_ms.values[i])) != 0;
     }
     if (failed) {
@@ -121,7 +123,7 @@ static json_t *run_json(struct bench_run *run) {
     bench_summarize(run, &summary);
     return json_pack(
         "{s:s, s:I, s:o, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, "
-        "s:o}",
+        "s:o, s:o}",
         "name", run->name, "variant", (json_int_t)run->variant, "rounds", rounds_json(run), "prompt_tokens",
         (json_int_t)run->prompt_tokens, "completion_tokens", (json_int_t)run->completion_tokens, "concurrency",
         (json_int_t)run->concurrency, "requests", (json_int_t)summary.n_requests, "seconds", number(summary.seconds),
@@ -130,7 +132,8 @@ static json_t *run_json(struct bench_run *run) {
         number(summary.step_ms), "host_share", number(summary.host_share), "decode_rows", number(summary.decode_rows),
         "rows", number(summary.rows), "row_share", number(summary.row_share), "kv_live_share",
         number(summary.kv_live_share), "kv_cached_share", number(summary.kv_cached_share), "classes", classes_json(run),
-        "stats", stats_delta(&run->before, &run->after), "raw", raw_json(run));
+        "stats", stats_delta(&run->before, &run->after), "simulation", run->is_simulated ? sim_json(run) : json_null(),
+        "raw", raw_json(run));
 }
 
 /* What each variant sets and the plan that it ran by; runs[n] are variant by variant. */

@@ -1,8 +1,9 @@
 /*
  * bench_plot: the picture of a benchmark. The grid: throughput and time to first token over concurrency, a line for each
- * cell. Churn and traces: how the times are distributed.
+ * cell. Churn and traces: how the times are distributed. A simulation's variants: what is found, over the memory for it.
  */
 #include "bench_report.h"
+#include "sim_report.h"
 #include "svg.h"
 
 #include <stdio.h>
@@ -79,8 +80,9 @@ int bench_write_plot(const struct tool *tool, struct bench_run *runs, size_t n, 
     snprintf(heading, sizeof(heading), "perch %s: %s, %.80s", perch_version(),
              bench_workload_name(tool->bench.workload),
              model != NULL && model[1] != '\0' ? model + 1 : tool->options.path);
-    perch_status status = tool->bench.workload == BENCH_GRID ? plot_grid(charts, runs, n, &err)
-                                                             : plot_distributions(charts, runs, n, &err);
+    perch_status status = tool->bench.vary.n_keys > 0          ? sim_plot(charts, &tool->bench.vary, runs, n, &err)
+                          : tool->bench.workload == BENCH_GRID ? plot_grid(charts, runs, n, &err)
+                                                               : plot_distributions(charts, runs, n, &err);
     status = status != PERCH_OK ? status : svg_write(path, heading, charts, 2, &err);
     svg_free(&charts[0]);
     svg_free(&charts[1]);

@@ -4,6 +4,7 @@
 #include "bench_report.h"
 
 #include "bench_bound.h"
+#include "sim_report.h"
 #include "table.h"
 
 #include <math.h>
@@ -267,6 +268,10 @@ int bench_print(const struct tool *tool, struct bench_run *runs, size_t n) {
     if (status == PERCH_OK && !is_grid) {
         printf("\n");
         status = print_cache(runs, n);
+    }
+    if (status == PERCH_OK && tool->bench.executor == BENCH_SIMULATE) {
+        printf("\n");
+        status = sim_print(runs, n);
     }
     if (status == PERCH_OK && tool->bench.vary.n_keys > 0) {
         printf("\n");

@@ -20,7 +20,11 @@ static uint64_t clock_us(void) {
     return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
 }
 
-uint64_t bench_run_now(const struct bench_run *run) { return clock_us() - run->origin_us; }
+uint64_t bench_run_now(const struct bench_run *run) {
+    return (run->is_simulated ? run->simulated_us : clock_us()) - run->origin_us;
+}
+
+uint64_t bench_run_capacity(const struct bench_run *run) { return run->plan->pool_bytes + run->plan->host_tier_bytes; }
 
 const char *bench_class_name(enum bench_class class) {
     static const char *const names[N_CLASSES] = {"first turn", "hit", "partial hit", "miss"};
@@ -28,13 +32,18 @@ const char *bench_class_name(enum bench_class class) {
 }
 
 perch_status bench_run_begin(struct bench_run *run, struct tool *tool, perch_error *err) {
-    *run = (struct bench_run){.tool = tool, .origin_us = clock_us()};
+    *run = (struct bench_run){.tool = tool, .is_simulated = tool->bench.executor == BENCH_SIMULATE};
     double limit = tool->bench.max_seconds;
     run->limit_us = (uint64_t)ceil(limit * 1e6);
     if (perch_event_init(&run->event, sizeof(run->event)) != PERCH_OK) {
         return tool_error(err, PERCH_E_INVALID, "perch.h and libperch do not match");
     }
-    return PERCH_OK;
+    perch_status status = PERCH_OK;
+    if (run->is_simulated) {
+        status = perch_simulation_advance(tool->engine, 0, &run->simulated_us, err);
+    }
+    run->origin_us = bench_run_now(run);
+    return status;
 }
 
 void bench_run_free(struct bench_run *run) {
@@ -228,6 +237,19 @@ static perch_status take_event(struct bench_run *run, struct bench_record **done
     return status;
 }
 
+/* Until there is an event, or for timeout_ms (negative = for ever). */
+static perch_status wait(struct bench_run *run, int timeout_ms, perch_error *err) {
+    if (!run->is_simulated) {
+        interrupt_wait(run->tool->engine, -1, timeout_ms);
+        return PERCH_OK;
+    }
+    if (interrupt_came()) {
+        return PERCH_OK;
+    }
+    uint64_t until_us = timeout_ms < 0 ? UINT64_MAX : run->simulated_us + (uint64_t)timeout_ms * 1000u;
+    return perch_simulation_advance(run->tool->engine, until_us, &run->simulated_us, err);
+}
+
 perch_status bench_run_next(struct bench_run *run, int timeout_ms, struct bench_record **done, perch_error *err) {
     perch_engine *engine = run->tool->engine;
     *done = NULL;
@@ -237,8 +259,8 @@ perch_status bench_run_next(struct bench_run *run, int timeout_ms, struct bench_
     }
     status = perch_next(engine, &run->event, 0, err);
     if (status == PERCH_E_TIMEOUT && timeout_ms != 0) {
-        interrupt_wait(engine, -1, timeout_ms);
-        status = perch_next(engine, &run->event, 0, err);
+        status = wait(run, timeout_ms, err);
+        status = status != PERCH_OK ? status : perch_next(engine, &run->event, 0, err);
     }
     if (status == PERCH_E_TIMEOUT) {
         return interrupt_came() ? tool_error(err, PERCH_E_SHUTDOWN, "interrupted") : PERCH_OK;

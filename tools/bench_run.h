@@ -1,12 +1,14 @@
 /*
  * bench_run: one run of a benchmark: requests under way, and what is measured of them and of the engine.
  *
- * A workload opens a run, submits, waits, and calls bench_run_measure when its warm-up is over; bench_run_end closes it.
+ * A workload opens a run, submits, waits, and calls bench_run_measure when its warm-up is over; bench_run_end closes it. With
+ * executor = simulate the clock is the simulation's, which stands still but for the waits.
  */
 #ifndef PERCH_TOOLS_BENCH_RUN_H
 #define PERCH_TOOLS_BENCH_RUN_H
 
 #include "bench_full.h"
+#include "sim_belady.h"
 #include "tool.h"
 
 /* At admission: was there KV of the sequence to be found, and how much of it was? */
@@ -36,9 +38,12 @@ struct bench_run {
     uint32_t concurrency;
     struct bench_record *records; /* [n], owned; freed by bench_run_free */
     size_t n, cap;
+    size_t n_skipped; /* requests that don't fit session_len, in a simulation */
     size_t n_in_flight;
     size_t n_without_first; /* of them: have no token yet */
     perch_event event;
+    bool is_simulated;
+    uint64_t simulated_us;       /* the simulation's clock */
     uint64_t origin_us;          /* the clock at the run's beginning */
     uint64_t measure_us, end_us; /* since then */
     uint64_t limit_us;           /* no submission this long after measure_us; 0 = no limit */
@@ -52,6 +57,9 @@ struct bench_run {
     uint64_t prefill_phase_us, decode_phase_us, prefill_phase_tokens, decode_phase_tokens;
     struct samples prefill_rates; /* the first phase's tokens a second, a value for each round */
     struct bench_full full;
+    /* a trace's, in a simulation: tokens of a block, 0 = it has none; what could be found in as much memory, and in endless */
+    uint32_t block_tokens;
+    struct belady_found optimum, endless;
     /* integrals over time of the engine's gauges */
     uint64_t last_sample_us;
     double sampled_us, rows_us, pages_live_us, pages_cached_us;
@@ -66,6 +74,9 @@ perch_status bench_run_end(struct bench_run *run, perch_error *err);
 
 /* Requests that were submitted after the warm-up and ended. */
 size_t bench_run_n_measured(const struct bench_run *run);
+
+/* Bytes of KV that there is room for, on the device and below it. */
+uint64_t bench_run_capacity(const struct bench_run *run);
 
 uint64_t bench_run_now(const struct bench_run *run);
 

@@ -145,6 +145,10 @@ static perch_status submit(struct replay *replay, uint32_t index, uint64_t arriv
     uint32_t n_prompt = scaled(replay, request->prompt_tokens);
     uint32_t n_completion = scaled(replay, request->completion_tokens);
     uint32_t n_shared = 0;
+    if (replay->run->is_simulated && n_prompt + (uint64_t)n_completion > replay->model->session_len) {
+        replay->run->n_skipped++;
+        return PERCH_OK;
+    }
     perch_status status = bench_check_length(replay->model, (uint64_t)n_prompt + n_completion,
                                              "trace (a smaller scale_tokens helps)", err);
     status = status != PERCH_OK ? status : make_prompt(replay, index, n_prompt, err);
@@ -174,12 +178,48 @@ static int due_in_ms(const struct replay *replay, uint64_t arrival_us) {
     return left > 1000 ? 1000 : (int)left;
 }
 
+/*
+ * What could have been found of the prompts that were measured, in the memory that there was and in endless one. n: requests that
+ * were submitted or skipped.
+ */
+static perch_status find_optimum(struct replay *replay, uint32_t n, perch_error *err) {
+    struct bench_run *run = replay->run;
+    const struct bench_config *config = &run->tool->bench;
+    struct belady_request *requests = calloc((size_t)n + 1, sizeof(*requests));
+    size_t n_requests = 0;
+    size_t first = 0;
+    if (requests == NULL) {
+        return tool_nomem(err);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const struct trace_request *request = &replay->trace->requests[i];
+        uint32_t n_prompt = scaled(replay, request->prompt_tokens);
+        uint64_t n_all = n_prompt + (uint64_t)scaled(replay, request->completion_tokens);
+        uint32_t n_blocks = (n_prompt + replay->block_tokens - 1) / replay->block_tokens;
+        first = i == config->warmup ? n_requests : first;
+        if (n_all <= replay->model->session_len) {
+            requests[n_requests++] = (struct belady_request){
+                .blocks = replay->trace->blocks + request->first_block,
+                .n_blocks = n_blocks < request->n_blocks ? n_blocks : request->n_blocks,
+                .block_tokens = replay->block_tokens,
+                .n_tokens = n_prompt,
+            };
+        }
+    }
+    uint64_t capacity = bench_run_capacity(run) / run->plan->kv_bytes_per_token;
+    perch_status status = belady(requests, n_requests, first, capacity, &run->optimum, err);
+    status = status != PERCH_OK ? status : belady(requests, n_requests, first, UINT64_MAX, &run->endless, err);
+    free(requests);
+    return status;
+}
+
 static perch_status play(struct replay *replay, perch_error *err) {
     struct bench_run *run = replay->run;
     const struct bench_config *config = &run->tool->bench;
     uint32_t limit = run->concurrency < replay->model->queue_size ? run->concurrency : replay->model->queue_size;
     perch_status status = config->warmup == 0 ? bench_run_measure(run, err) : PERCH_OK;
-    for (uint32_t next = 0; status == PERCH_OK && next < replay->trace->n && !bench_run_over(run);) {
+    uint32_t next = 0;
+    while (status == PERCH_OK && next < replay->trace->n && !bench_run_over(run)) {
         uint64_t arrival_us = bench_run_now(run);
         if (config->speed > 0.0) {
             arrival_us = (uint64_t)(replay->trace->requests[next].arrival_s / config->speed * 1e6);
@@ -203,6 +243,9 @@ static perch_status play(struct replay *replay, perch_error *err) {
                             (size_t)replay->trace->n);
     }
     status = status != PERCH_OK ? status : bench_run_drain(run, err);
+    if (status == PERCH_OK && run->block_tokens > 0 && config->belady) {
+        status = find_optimum(replay, next, err);
+    }
     return status != PERCH_OK ? status : bench_run_end(run, err);
 }
 
@@ -213,6 +256,7 @@ perch_status bench_trace(struct bench_run *run, const struct bench_model *model,
     struct replay replay = {.run = run, .model = model, .trace = trace, .block_tokens = 1};
     if (trace->block_tokens != 0) {
         replay.block_tokens = scaled(&replay, trace->block_tokens);
+        run->block_tokens = run->is_simulated ? replay.block_tokens : 0;
     }
     char pace[32] = "as fast as possible";
     if (config->speed > 0.0) {

@@ -95,12 +95,12 @@ perch_status bench_vary_parse(const char *text, struct bench_vary *out, perch_er
 size_t bench_vary_n_variants(const struct bench_vary *vary) {
     size_t n = 1;
     for (size_t i = 0; i < vary->n_keys; i++) {
-        n += vary->keys[i].n_values - 1;
+        n = vary->all ? n * vary->keys[i].n_values : n + vary->keys[i].n_values - 1;
     }
     return n;
 }
 
-/* Which key has another value than the base's in a variant, and which one; the base: the number of keys, 0. */
+/* Without `all`: which key has another value than the base's in a variant, and which one; the base: the number of keys, 0. */
 static size_t changed_key(const struct bench_vary *vary, size_t index, size_t *value) {
     size_t key = 0;
     *value = index;
@@ -111,27 +111,35 @@ static size_t changed_key(const struct bench_vary *vary, size_t index, size_t *v
     return index > 0 ? key : vary->n_keys;
 }
 
+/* Which of a key's values a variant has. */
+static size_t value_of(const struct bench_vary *vary, size_t index, size_t key) {
+    if (vary->all) {
+        for (size_t i = vary->n_keys - 1; i > key; i--) {
+            index /= vary->keys[i].n_values;
+        }
+        return index % vary->keys[key].n_values;
+    }
+    size_t value;
+    return changed_key(vary, index, &value) == key ? value : 0;
+}
+
 perch_status bench_vary_apply(const struct bench_vary *vary, size_t index, perch_options *options, perch_error *err) {
     perch_status status = PERCH_OK;
-    size_t value;
-    size_t changed = changed_key(vary, index, &value);
     for (size_t i = 0; status == PERCH_OK && i < vary->n_keys; i++) {
         const struct bench_vary_key *key = &vary->keys[i];
-        status = perch_options_set(options, key->name, key->values[i == changed ? value : 0], err);
+        status = perch_options_set(options, key->name, key->values[value_of(vary, index, i)], err);
     }
     return status;
 }
 
 void bench_vary_name(const struct bench_vary *vary, size_t index, char *out, size_t cap) {
-    size_t value;
-    size_t changed = changed_key(vary, index, &value);
     size_t at = 0;
     out[0] = '\0';
     for (size_t i = 0; i < vary->n_keys && at < cap; i++) {
         const struct bench_vary_key *key = &vary->keys[i];
-        if (index == 0 || i == changed) {
-            at += (size_t)snprintf(out + at, cap - at, "%s%s=%s", at > 0 ? " " : "", key->name,
-                                   key->values[i == changed ? value : 0]);
+        size_t value = value_of(vary, index, i);
+        if (index == 0 || vary->all || value > 0) {
+            at += (size_t)snprintf(out + at, cap - at, "%s%s=%s", at > 0 ? " " : "", key->name, key->values[value]);
         }
     }
 }

@@ -1,7 +1,8 @@
 /*
  * bench_vary: engine options that a benchmark sets differently from variant to variant, so that one run lays them side by side.
  *
- * Variant 0, the base, has the first value of every key; each of the others has one other value of one key, and else the base's.
+ * Variant 0, the base, has the first value of every key; each of the others has one other value of one key, and else the base's. With
+ * `all` there is a variant for every combination of values, the last key's fastest.
  */
 #ifndef PERCH_TOOLS_BENCH_VARY_H
 #define PERCH_TOOLS_BENCH_VARY_H
@@ -9,7 +10,7 @@
 #include "perch/perch.h"
 
 #define BENCH_MAX_VARY_KEYS 8
-#define BENCH_MAX_VARY_VALUES 8
+#define BENCH_MAX_VARY_VALUES 16
 #define BENCH_VARY_CAP 64       /* of a key or a value, with its 0 */
 #define BENCH_VARY_TEXT_CAP 512 /* of them all, as they are written */
 
@@ -22,6 +23,7 @@ struct bench_vary_key {
 struct bench_vary {
     struct bench_vary_key keys[BENCH_MAX_VARY_KEYS];
     size_t n_keys;
+    uint32_t all;
 };
 
 /* "cache.mapping: vmm, table; engine.graphs: on, off"; "" is no key. E_CONFIG: the message is the reason alone. */
@@ -33,7 +35,7 @@ size_t bench_vary_n_variants(const struct bench_vary *vary);
 /* Sets what the index-th variant sets. E_CONFIG names key and reason. */
 perch_status bench_vary_apply(const struct bench_vary *vary, size_t index, perch_options *options, perch_error *err);
 
-/* "cache.mapping=table"; the base has all of its keys, "" where nothing varies. Into out[cap], cut if it is longer. */
+/* "cache.mapping=table"; the base, and with `all` every variant, has all of its keys, "" where nothing varies. Into out[cap], cut if it is longer. */
 void bench_vary_name(const struct bench_vary *vary, size_t index, char *out, size_t cap);
 
 #endif

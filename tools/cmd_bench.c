@@ -83,7 +83,8 @@ static int check_words(const struct bench *bench) {
         }
         code = check_target(tool, "plot", bench->plot);
     }
-    if (code == EXIT_DONE && bench->plot != NULL && tool->bench.vary.n_keys > 0) {
+    if (code == EXIT_DONE && bench->plot != NULL && tool->bench.vary.n_keys > 0 &&
+        tool->bench.executor != BENCH_SIMULATE) {
         return tool_fail(tool, EXIT_USAGE, "--plot: the picture has no place for the variants of bench.vary");
     }
     if (code == EXIT_DONE && tool->options.trace_file[0] != '\0' && tool->bench.vary.n_keys > 0) {
@@ -108,7 +109,7 @@ static perch_status perform_workload(struct bench *bench, struct bench_run *run,
 /* The base needs no name but the cell's. */
 static void name_variant(const struct bench *bench, struct bench_run *run) {
     size_t length = strlen(run->name);
-    if (run->variant > 0) {
+    if (run->variant > 0 || bench->tool.bench.vary.all) {
         char name[2 * BENCH_VARY_CAP];
         bench_vary_name(&bench->tool.bench.vary, run->variant, name, sizeof(name));
         snprintf(run->name + length, sizeof(run->name) - length, ", %s", name);
@@ -138,6 +139,18 @@ static perch_status perform(struct bench *bench, size_t variant, size_t index, p
                                          "%s: no request was measured: the trace ends with the warm-up", run->name);
 }
 
+static int open_engine(struct tool *tool) {
+    if (tool->bench.executor != BENCH_SIMULATE) {
+        return tool_open_engine(tool);
+    }
+    perch_hardware hardware = tool->bench.hardware;
+    perch_error err = {.status = PERCH_OK};
+    hardware.memory_bytes = (uint64_t)(tool->bench.memory_gib * (double)(1 << 30));
+    return perch_simulation_create(&tool->options, &hardware, &tool->engine, &err) == PERCH_OK
+               ? EXIT_DONE
+               : tool_fail_status(tool, &err);
+}
+
 /* Opens the variant's engine in place of the one before it. */
 static int open_variant(struct bench *bench, size_t variant) {
     struct tool *tool = &bench->tool;
@@ -148,7 +161,7 @@ static int open_variant(struct bench *bench, size_t variant) {
     if (bench_vary_apply(&tool->bench.vary, variant, &tool->options, &err) != PERCH_OK) {
         return tool_fail_status(tool, &err);
     }
-    int code = tool_open_engine(tool);
+    int code = open_engine(tool);
     plan->struct_size = sizeof(*plan);
     if (code == EXIT_DONE && perch_engine_plan(tool->engine, plan, &err) != PERCH_OK) {
         code = tool_fail_status(tool, &err);

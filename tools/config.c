@@ -90,7 +90,7 @@ json_t *config_json(const struct tool *tool, bool with_bench) {
     bool failed = json_object_set_new(sections, "bench", section) != 0;
     const struct bench_key *key;
     for (size_t i = 0; !failed && (key = bench_config_key(i)) != NULL; i++) {
-        if ((key->workloads & bench.workload) != 0) {
+        if (bench_config_reads(&bench, key)) {
             char value[PERCH_PATH_CAP];
             bench_config_get(&bench, i, value, sizeof(value));
             failed = json_object_set_new(section, key->key, json_value(value)) != 0;
