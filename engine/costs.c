@@ -37,6 +37,7 @@ void costs_init(const perch_plan *plan, uint32_t max_step_tokens, cost_model *m)
 perch_status costs_start(perch_engine *e, const plan_parts *parts, perch_error *err) {
     measured at = {.backend = e->backend,
                    .device = e->device,
+                   .now_us = e->now_us,
                    .model = e->model,
                    .page_bytes = e->plan.page_bytes,
                    .group_bytes = e->plan.group_bytes,

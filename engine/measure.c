@@ -8,6 +8,8 @@
 #define MOST_US 20000u
 #define LOAD_REPEATS 4u
 
+static uint64_t now_us(const measured *at) { return at->now_us ? at->now_us(at->device) : time_us(); }
+
 /* -------------------------------------------------------------- prefill -- */
 
 /* One sequence's tokens, all of id 0. */
@@ -53,14 +55,14 @@ static perch_status pass_make(const measured *at, uint32_t first_position, uint3
 static perch_status pass_run(measured *at, const pass *p, double *us, perch_error *err) {
     const kernels_async *async = at->backend->async;
     const kernels_chosen *chosen;
-    uint64_t begin_us = time_us();
+    uint64_t begin_us = now_us(at);
     perch_status status = model_forward(at->model, at->lane, &p->batch, err);
     if (!status && async) {
         status = async->choose(at->device, at->lane, model_logits(at->model), NULL, 0, err);
         status = status ? status : async->wait(at->device, at->lane, &chosen, err);
         at->lane = (at->lane + 1) % KERNELS_LANES;
     }
-    *us = (double)(time_us() - begin_us);
+    *us = (double)(now_us(at) - begin_us);
     return status;
 }
 
@@ -122,18 +124,18 @@ static perch_status transfer(const measured *at, kernels_direction direction, ui
     for (uint32_t i = 0; i < n; i++) {
         list[i] = (kernels_transfer){.page = i, .frame = i};
     }
-    uint64_t begin_us = time_us();
+    uint64_t begin_us = now_us(at);
     perch_status status = at->backend->transfer(at->device, direction, list, n, &ticket, err);
     if (!status) {
         status = at->backend->transfer_wait(at->device, direction, ticket, err);
     }
-    *us = (double)(time_us() - begin_us);
+    *us = (double)(now_us(at) - begin_us);
     free(list);
     return status;
 }
 
 perch_status measure_loads(measured *at, cost_model *m, perch_error *err) {
-    uint64_t most = MOST_BYTES / at->page_bytes, begin_us = time_us();
+    uint64_t most = MOST_BYTES / at->page_bytes, begin_us = now_us(at);
     most = most < 1 ? 1 : most < at->n_pages ? most : at->n_pages;
     uint32_t n = (uint32_t)(most < at->n_frames ? most : at->n_frames);
     double us;
@@ -142,7 +144,7 @@ perch_status measure_loads(measured *at, cost_model *m, perch_error *err) {
     }
     perch_status status = transfer(at, KERNELS_STORE, n, &us, err); /* so that both ends have memory behind them */
     for (uint32_t i = 0; i < 2 * LOAD_REPEATS && !status; i++) {
-        if (i > 2 && time_us() - begin_us > MOST_US) { /* one of each size was timed */
+        if (i > 2 && now_us(at) - begin_us > MOST_US) { /* one of each size was timed */
             break;
         }
         uint32_t count = i % 2 ? 1 : n;

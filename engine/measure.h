@@ -11,6 +11,7 @@
 typedef struct measured {
     const kernels_backend *backend;
     kernels_device *device;
+    uint64_t (*now_us)(const kernels_device *device); /* the time that it lives by; NULL: the system's */
     model *model;
     uint64_t page_bytes, group_bytes;
     uint32_t n_pages, n_frames;

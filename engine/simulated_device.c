@@ -36,8 +36,9 @@ struct kernels_device {
     frames_shape frames;
     uint32_t vocab_size, max_batch_size;
     uint64_t now_ns;
-    uint64_t free_ns; /* when all steps that are queued are computed */
-    double step_ns;   /* of the step that is being queued */
+    uint64_t origin_ns; /* from where on it is told */
+    uint64_t free_ns;   /* when all steps that are queued are computed */
+    double step_ns;     /* of the step that is being queued */
     double attention_ns;
     uint32_t attention_window; /* the window that attention_ns is of, if the step has one yet */
     bool attention_known;
@@ -70,11 +71,14 @@ perch_status simulated_open(const perch_hardware *hardware, kernels_device **out
     return PERCH_OK;
 }
 
-uint64_t simulated_now_us(const kernels_device *device) { return device->now_ns / 1000; }
+uint64_t simulated_now_us(const kernels_device *device) { return (device->now_ns - device->origin_ns) / 1000; }
+
+void simulated_begin(kernels_device *device) { device->origin_ns = device->now_ns; }
 
 void simulated_pass_time(kernels_device *device, uint64_t until_us) {
     uint64_t until_ns;
-    if (!__builtin_mul_overflow(until_us, (uint64_t)1000, &until_ns)) {
+    if (!__builtin_mul_overflow(until_us, (uint64_t)1000, &until_ns) &&
+        !__builtin_add_overflow(until_ns, device->origin_ns, &until_ns)) {
         device->now_ns = later(device->now_ns, until_ns);
     }
 }

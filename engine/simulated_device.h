@@ -20,8 +20,9 @@ extern const kernels_backend simulated_backend;
 /* hardware: checked by the caller. E_NOMEM. The backend's `open` is this, there is no other. */
 perch_status simulated_open(const perch_hardware *hardware, kernels_device **out, perch_error *err);
 
-/* Its time since it was opened. */
+/* Its time since it was opened, or since it began anew. */
 uint64_t simulated_now_us(const kernels_device *device);
+void simulated_begin(kernels_device *device);
 
 /* Time passes until then, if it isn't later already. */
 void simulated_pass_time(kernels_device *device, uint64_t until_us);

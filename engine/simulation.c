@@ -59,7 +59,11 @@ perch_status perch_simulation_create(const perch_options *options, const perch_h
     simulated.queue_full = PERCH_QUEUE_REFUSE; /* nobody would make room while a submit waits */
     engine_place place = {.backend = &simulated_backend, .now_us = simulated_now_us};
     status = simulated_open(hardware, &place.device, err);
-    return status ? status : engine_open_on(&simulated, &place, out, err);
+    status = status ? status : engine_open_on(&simulated, &place, out, err);
+    if (!status) {
+        simulated_begin((*out)->device); /* what was timed to know its rates is none of the simulation's */
+    }
+    return status;
 }
 
 perch_status perch_simulation_advance(perch_engine *e, uint64_t until_us, uint64_t *now_us, perch_error *err) {

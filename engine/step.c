@@ -68,8 +68,9 @@ static void step(perch_engine *e) {
     completions_end_due(e);
     perch_status status = transfers_poll(e, &err);
     const sched_plan *plan = sched_make_plan(&e->sched);
+    bool blocked = !plan->n_rows && !before->busy; /* what lands may let others go on, and makes entries idle */
     status = status ? status : execute_commands(e, &err);
-    status = status ? status : transfers_send(e, plan->n_rows == 0, &err);
+    status = status ? status : transfers_send(e, blocked, &err);
     if (!status && plan->n_rows) {
         status = launch(e, plan, begin_us, host_begin_us, &err);
     }
@@ -77,7 +78,6 @@ static void step(perch_engine *e) {
         sched_prepare(&e->sched);
         status = execute_commands(e, &err);
     }
-    bool blocked = !plan->n_rows && !before->busy; /* what lands may let others go on */
     if (!status && before->busy) {
         status = land(e, before, &err);
     }

@@ -299,6 +299,9 @@ perch_status bench_config_check(const struct bench_config *config, perch_error *
         return tool_error(err, PERCH_E_CONFIG, "[bench] %s: does nothing with workload = %s", rows[i].info.key,
                           bench_workload_name(config->workload));
     }
+    if (config->vary.all && config->vary.n_keys == 0) {
+        return tool_error(err, PERCH_E_CONFIG, "[bench] combine: does nothing without vary");
+    }
     if (config->workload == BENCH_TRACE && config->trace[0] == '\0') {
         return tool_error(err, PERCH_E_CONFIG, "[bench] trace: missing; workload = trace needs it");
     }

@@ -237,20 +237,20 @@ static perch_status take_event(struct bench_run *run, struct bench_record **done
     return status;
 }
 
-/* Until there is an event, or for timeout_ms (negative = for ever). */
-static perch_status wait(struct bench_run *run, int timeout_ms, perch_error *err) {
+/* Until there is an event, or for timeout_us (negative = for ever). */
+static perch_status wait(struct bench_run *run, int64_t timeout_us, perch_error *err) {
     if (!run->is_simulated) {
-        interrupt_wait(run->tool->engine, -1, timeout_ms);
+        interrupt_wait(run->tool->engine, -1, timeout_us < 0 ? -1 : (int)((timeout_us + 999) / 1000));
         return PERCH_OK;
     }
     if (interrupt_came()) {
         return PERCH_OK;
     }
-    uint64_t until_us = timeout_ms < 0 ? UINT64_MAX : run->simulated_us + (uint64_t)timeout_ms * 1000u;
+    uint64_t until_us = timeout_us < 0 ? UINT64_MAX : run->simulated_us + (uint64_t)timeout_us;
     return perch_simulation_advance(run->tool->engine, until_us, &run->simulated_us, err);
 }
 
-perch_status bench_run_next(struct bench_run *run, int timeout_ms, struct bench_record **done, perch_error *err) {
+perch_status bench_run_next(struct bench_run *run, int64_t timeout_us, struct bench_record **done, perch_error *err) {
     perch_engine *engine = run->tool->engine;
     *done = NULL;
     perch_status status = sample_gauges(run, err);
@@ -258,8 +258,8 @@ perch_status bench_run_next(struct bench_run *run, int timeout_ms, struct bench_
         return status;
     }
     status = perch_next(engine, &run->event, 0, err);
-    if (status == PERCH_E_TIMEOUT && timeout_ms != 0) {
-        status = wait(run, timeout_ms, err);
+    if (status == PERCH_E_TIMEOUT && timeout_us != 0) {
+        status = wait(run, timeout_us, err);
         status = status != PERCH_OK ? status : perch_next(engine, &run->event, 0, err);
     }
     if (status == PERCH_E_TIMEOUT) {

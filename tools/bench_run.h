@@ -88,10 +88,10 @@ perch_status bench_run_submit(struct bench_run *run, perch_sequence_id sequence,
                               uint32_t max_tokens, uint64_t arrival_us, uint32_t owner, perch_error *err);
 
 /*
- * Waits up to timeout_ms (negative = for ever) and takes one event. *done gets the record of a request that ended with it,
+ * Waits up to timeout_us (negative = for ever) and takes one event. *done gets the record of a request that ended with it,
  * or NULL; borrowed until the next submit. A request that failed is an error.
  */
-perch_status bench_run_next(struct bench_run *run, int timeout_ms, struct bench_record **done, perch_error *err);
+perch_status bench_run_next(struct bench_run *run, int64_t timeout_us, struct bench_record **done, perch_error *err);
 
 /* Waits until nothing is under way. */
 perch_status bench_run_drain(struct bench_run *run, perch_error *err);

@@ -171,11 +171,11 @@ static void finish(struct replay *replay, const struct bench_record *record) {
     }
 }
 
-/* Milliseconds until a request is due, rounded up; 0 = it is. */
-static int due_in_ms(const struct replay *replay, uint64_t arrival_us) {
+/* Microseconds until a request is due, a second at most; 0 = it is. */
+static int64_t due_in_us(const struct replay *replay, uint64_t arrival_us) {
     uint64_t now = bench_run_now(replay->run);
-    uint64_t left = arrival_us > now ? (arrival_us - now + 999) / 1000 : 0;
-    return left > 1000 ? 1000 : (int)left;
+    uint64_t left = arrival_us > now ? arrival_us - now : 0;
+    return left > 1000000 ? 1000000 : (int64_t)left;
 }
 
 /*
@@ -224,10 +224,10 @@ static perch_status play(struct replay *replay, perch_error *err) {
         if (config->speed > 0.0) {
             arrival_us = (uint64_t)(replay->trace->requests[next].arrival_s / config->speed * 1e6);
         }
-        int wait_ms = run->n_in_flight >= limit ? -1 : due_in_ms(replay, arrival_us);
-        if (wait_ms != 0) {
+        int64_t wait_us = run->n_in_flight >= limit ? -1 : due_in_us(replay, arrival_us);
+        if (wait_us != 0) {
             struct bench_record *done;
-            status = bench_run_next(run, wait_ms, &done, err);
+            status = bench_run_next(run, wait_us, &done, err);
             if (done != NULL) {
                 finish(replay, done);
             }

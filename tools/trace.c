@@ -77,14 +77,26 @@ static perch_status add_mooncake(struct trace *trace, const char *line, perch_er
         status = add_blocks(trace, ids, &request, err);
     }
     if (status == PERCH_OK) {
-        uint64_t covered = (uint64_t)request.n_blocks * MOONCAKE_BLOCK_TOKENS;
-        if (covered < request.prompt_tokens) {
-            status = tool_error(err, PERCH_E_FORMAT, "%u blocks do not cover %u tokens", request.n_blocks,
-                                request.prompt_tokens);
+        uint32_t n_blocks = (request.prompt_tokens + MOONCAKE_BLOCK_TOKENS - 1) / MOONCAKE_BLOCK_TOKENS;
+        if (request.n_blocks != n_blocks) {
+            status = tool_error(err, PERCH_E_FORMAT, "%u hash_ids, but %u tokens are %u blocks", request.n_blocks,
+                                request.prompt_tokens, n_blocks);
         }
     }
     json_decref(json);
     return status == PERCH_OK ? add_request(trace, request, err) : status;
+}
+
+/* ",374": a comma and a number, past which *at is set. */
+static bool read_count(const char **at, uint32_t *out) {
+    char *end = NULL;
+    if ((*at)[0] != ',' || (*at)[1] < '0' || (*at)[1] > '9') {
+        return false;
+    }
+    unsigned long value = strtoul(*at + 1, &end, 10);
+    *at = end;
+    *out = (uint32_t)value;
+    return value <= INT32_MAX;
 }
 
 /* "2023-11-16 18:15:46.6805900,374,44" */
@@ -98,14 +110,11 @@ static perch_status add_azure(struct trace *trace, const char *line, perch_error
         fraction = strtod(at, &end);
         at = end;
     }
-    unsigned prompt = 0;
-    unsigned completion = 0;
-    if (at == NULL || sscanf(at, ",%u,%u", &prompt, &completion) != 2) {
+    if (at == NULL || !read_count(&at, &request.prompt_tokens) || !read_count(&at, &request.completion_tokens) ||
+        at[strspn(at, " \t\r\n")] != '\0') {
         return tool_error(err, PERCH_E_FORMAT, "not of the form time,prompt tokens,generated tokens");
     }
     request.arrival_s = (double)timegm(&time) + fraction;
-    request.prompt_tokens = prompt;
-    request.completion_tokens = completion;
     return add_request(trace, request, err);
 }
 

@@ -126,7 +126,7 @@ same "the CSV's tokens" "400	60" "$(b runs.0.stats.prefill_tokens runs.0.stats.d
 
 t "a broken trace is an error that names the line"
 echo '{"timestamp": 0, "input_length": 1536, "output_length": 1, "hash_ids": [1]}' >>"$tmp/t.jsonl"
-wrong "t.jsonl: line 5: 1 blocks do not cover 1536 tokens" bench configs/bench-trace.ini bench.trace="$tmp/t.jsonl"
+wrong "t.jsonl: line 5: 1 hash_ids, but 1536 tokens are 3 blocks" bench configs/bench-trace.ini bench.trace="$tmp/t.jsonl"
 echo 'sometime,3,4' >>"$tmp/t.csv"
 wrong "t.csv: line 4" bench configs/bench-trace.ini bench.trace="$tmp/t.csv"
 : >"$tmp/e.csv"

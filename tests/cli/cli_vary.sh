@@ -112,7 +112,7 @@ t "vary: what it can't be is an error that names the reason"
 for case in "cache.mapping: vmm=one value is nothing to vary" "cache.mapping=is not section.key: value, value" \
     "cache.mapping: vmm, vmm=stands there twice" "engine.graphs: on,=a value is empty" "engine.graphs: on, maybe=graphs" \
     "engine.colour: red, blue=unknown key" "engine.graphs: on, off; engine.graphs: off, on=stands there twice" \
-    ": on, off=is not section.key" "engine.queue_size: 1,2,3,4,5,6,7,8,9=more than 8 values"; do
+    ": on, off=is not section.key" "engine.queue_size: 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17=more than 16 values"; do
     wrong "${case#*=}" bench "${grid[@]}" bench.vary="${case%%=*}"
 done
 wrong "[bench] vary" bench "${grid[@]}" bench.vary="bench.repeats: 1, 2"
