@@ -90,7 +90,7 @@ static void trace_step(perch_engine *e, const flight *f, uint64_t land_us, uint6
                                                     .forward_us = f->forward_us,
                                                     .land_us = land_us,
                                                     .end_us = end_us,
-                                                    .host_us = f->host_us + end_us - land_us,
+                                                    .host_us = f->host_us,
                                                     .lane = e->backend->async ? (uint32_t)(f - e->flights) : 0,
                                                     .n_rows = f->n_rows,
                                                     .n_prefill = (uint32_t)n_prefill,

@@ -52,7 +52,8 @@ static perch_status land(perch_engine *e, flight *f, perch_error *err) {
         e->stats.steps++;
         e->stats.step_us += end_us - begin_us;
         costs_step(e, f, end_us - begin_us);
-        e->stats.host_us += f->host_us + time_us() - host_landed_us;
+        f->host_us += time_us() - host_landed_us;
+        e->stats.host_us += f->host_us;
         observe_step(e, f, landed_us, end_us);
         e->last_end_us = end_us;
     }

@@ -38,7 +38,7 @@ static perch_status send_direction(perch_engine *e, cache_direction direction, p
 
 perch_status transfers_send(perch_engine *e, bool idle, perch_error *err) {
     bool asked = cache_save(e->kv, idle);
-    e->unsaved = !idle || asked;
+    e->unsaved = e->plan.host_tier_bytes > 0 && (!idle || asked);
     perch_status status = send_direction(e, CACHE_LOAD, err);
     return status ? status : send_direction(e, CACHE_STORE, err);
 }
