@@ -24,7 +24,7 @@ struct churn {
 
 size_t bench_churn_n_runs(const struct bench_config *config) { return config->concurrency.n; }
 
-static uint32_t longest(const struct bench_list *list) {
+uint32_t bench_longest(const struct bench_list *list) {
     uint32_t most = 1;
     for (uint32_t i = 0; i < list->n; i++) {
         most = list->values[i] > most ? list->values[i] : most;
@@ -32,7 +32,7 @@ static uint32_t longest(const struct bench_list *list) {
     return most;
 }
 
-static uint32_t draw(const struct bench_list *list, struct rng *rng) { return list->values[rng_below(rng, list->n)]; }
+uint32_t bench_draw(const struct bench_list *list, struct rng *rng) { return list->values[rng_below(rng, list->n)]; }
 
 /* The drawn conversation or, if it is busy, the next one that is not; there is one, see play. */
 static uint32_t choose(struct churn *churn) {
@@ -50,8 +50,8 @@ static perch_status submit_turn(struct churn *churn, perch_error *err) {
     perch_engine *engine = run->tool->engine;
     uint32_t chosen = choose(churn);
     struct churn_session *session = &churn->sessions[chosen];
-    uint32_t n_prompt = draw(&config->prompt_tokens, &churn->rng);
-    uint32_t n_completion = draw(&config->completion_tokens, &churn->rng);
+    uint32_t n_prompt = bench_draw(&config->prompt_tokens, &churn->rng);
+    uint32_t n_completion = bench_draw(&config->completion_tokens, &churn->rng);
     if (session->sequence != 0 && session->n_tokens + n_prompt + n_completion > churn->model->session_len) {
         perch_sequence_close(engine, session->sequence, NULL);
         *session = (struct churn_session){0};
@@ -105,8 +105,8 @@ perch_status bench_churn(struct bench_run *run, const struct bench_model *model,
     const struct bench_config *config = &run->tool->bench;
     run->concurrency = config->concurrency.values[index];
     snprintf(run->name, sizeof(run->name), "%u sessions, %u at once", config->sessions, run->concurrency);
-    uint32_t n_prompt = longest(&config->prompt_tokens);
-    perch_status status = bench_check_length(model, (uint64_t)n_prompt + longest(&config->completion_tokens),
+    uint32_t n_prompt = bench_longest(&config->prompt_tokens);
+    perch_status status = bench_check_length(model, (uint64_t)n_prompt + bench_longest(&config->completion_tokens),
                                              "prompt_tokens + completion_tokens", err);
     if (status == PERCH_OK && run->concurrency > config->sessions) {
         status = tool_error(err, PERCH_E_CONFIG, "[bench] concurrency: %u turns at once of %u sessions",

@@ -28,7 +28,7 @@ struct row {
 };
 
 static const struct word workload_words[] = {
-    {"grid", BENCH_GRID}, {"churn", BENCH_CHURN}, {"trace", BENCH_TRACE}, {NULL, 0}};
+    {"grid", BENCH_GRID}, {"churn", BENCH_CHURN}, {"trace", BENCH_TRACE}, {"sessions", BENCH_SESSIONS}, {NULL, 0}};
 static const struct word format_words[] = {
     {"auto", BENCH_FORMAT_AUTO}, {"mooncake", BENCH_FORMAT_MOONCAKE}, {"azure", BENCH_FORMAT_AZURE}, {NULL, 0}};
 static const struct word executor_words[] = {{"engine", BENCH_ENGINE}, {"simulate", BENCH_SIMULATE}, {NULL, 0}};
@@ -43,10 +43,10 @@ static const struct word reuse_words[] = {{"fork", BENCH_REUSE_FORK}, {"none", B
     KEY(name, type_text, range_text, help_text, readers), .info.is_simulated = true
 #define FIELD(value, name) .kind = value, .offset = offsetof(struct bench_config, name)
 #define RANGE(from, to) .min = from, .max = to
-#define ALL (BENCH_GRID | BENCH_CHURN | BENCH_TRACE)
+#define ALL (BENCH_GRID | BENCH_CHURN | BENCH_TRACE | BENCH_SESSIONS)
 
 static const struct row rows[] = {
-    {KEY("workload", "grid | churn | trace", "", "What is measured.", ALL), FIELD(VALUE_WORD, workload),
+    {KEY("workload", "grid | churn | trace | sessions", "", "What is measured.", ALL), FIELD(VALUE_WORD, workload),
      .words = workload_words},
     {KEY("executor", "engine | simulate", "",
          "engine: on the machine. simulate: the same scheduler and cache on a device that computes nothing, in its own "
@@ -56,23 +56,34 @@ static const struct row rows[] = {
     {KEY("seed", "integer", "0..9000000000000000", "Of the prompts and of every random choice.", ALL),
      FIELD(VALUE_U64, seed), RANGE(0, 9e15)},
     {KEY("prompt_tokens", "list", "1..1000000",
-         "Grid: lengths of the prompts. Churn: what a turn appends, one drawn each time.", BENCH_GRID | BENCH_CHURN),
+         "Grid: lengths of the prompts. Churn and sessions: what a turn appends, one drawn each time.",
+         BENCH_GRID | BENCH_CHURN | BENCH_SESSIONS),
      FIELD(VALUE_LIST, prompt_tokens), RANGE(1, 1e6)},
-    {KEY("completion_tokens", "list", "1..1000000", "Tokens generated; grid and churn use it as prompt_tokens.",
-         BENCH_GRID | BENCH_CHURN),
+    {KEY("completion_tokens", "list", "1..1000000", "Tokens generated; used as prompt_tokens is.",
+         BENCH_GRID | BENCH_CHURN | BENCH_SESSIONS),
      FIELD(VALUE_LIST, completion_tokens), RANGE(1, 1e6)},
     {KEY("concurrency", "list", "1..100000", "Requests in flight at once, at most; a run for each.", ALL),
      FIELD(VALUE_LIST, concurrency), RANGE(1, 1e5)},
     {KEY("repeats", "integer", "1..1000000", "Rounds measured for each cell of the grid.", BENCH_GRID),
      FIELD(VALUE_U32, repeats), RANGE(1, 1e6)},
-    {KEY("warmup", "integer", "0..1000000", "Rounds (grid) or requests (churn, trace) before the measurement.", ALL),
+    {KEY("warmup", "integer", "0..1000000", "Rounds (grid) or requests (others) before the measurement.", ALL),
      FIELD(VALUE_U32, warmup), RANGE(0, 1e6)},
-    {KEY("sessions", "integer", "1..1000000", "Conversations that take turns.", BENCH_CHURN),
+    {KEY("sessions", "integer", "1..1000000", "Conversations that take turns; sessions: that begin in all.",
+         BENCH_CHURN | BENCH_SESSIONS),
      FIELD(VALUE_U32, sessions), RANGE(1, 1e6)},
     {KEY("turns", "integer", "1..100000000", "Turns measured.", BENCH_CHURN), FIELD(VALUE_U32, turns), RANGE(1, 1e8)},
     {KEY("zipf_exponent", "real", "0..10", "Session k takes its turns with a frequency of 1 / k^s; 0 = all alike.",
          BENCH_CHURN),
      FIELD(VALUE_REAL, zipf_exponent), RANGE(0, 10)},
+    {KEY("session_rate", "real", "0.000001..1000000", "Conversations that begin in a second, at random.",
+         BENCH_SESSIONS),
+     FIELD(VALUE_REAL, session_rate), RANGE(1e-6, 1e6)},
+    {KEY("session_turns", "real", "1..1000000", "Turns of a conversation, mean of a geometric distribution.",
+         BENCH_SESSIONS),
+     FIELD(VALUE_REAL, session_turns), RANGE(1, 1e6)},
+    {KEY("think_seconds", "real", "0..1000000", "From an answer to the next turn, mean of an exponential distribution.",
+         BENCH_SESSIONS),
+     FIELD(VALUE_REAL, think_seconds), RANGE(0, 1e6)},
     {KEY("trace", "path", "", "The trace; a relative path is taken from the INI file's folder.", BENCH_TRACE),
      FIELD(VALUE_PATH, trace)},
     {KEY("trace_format", "auto | mooncake | azure", "", "auto = mooncake for .jsonl, azure for .csv.", BENCH_TRACE),
@@ -84,6 +95,9 @@ static const struct row rows[] = {
      FIELD(VALUE_REAL, speed), RANGE(0, 1e6)},
     {KEY("scale_tokens", "real", "0.0001..1", "Prompts and completions are shortened by this factor.", BENCH_TRACE),
      FIELD(VALUE_REAL, scale_tokens), RANGE(0.0001, 1)},
+    {KEY("laps", "integer", "1..10000", "So many times the trace, one behind the other, each time of other tokens.",
+         BENCH_TRACE),
+     FIELD(VALUE_U32, laps), RANGE(1, 1e4)},
     {KEY("max_requests", "integer", "0..100000000", "Requests measured; 0 = the whole trace.", BENCH_TRACE),
      FIELD(VALUE_U32, max_requests), RANGE(0, 1e8)},
     {KEY("max_seconds", "real", "0..1000000", "A run submits nothing this long after its warm-up; 0 = no limit.", ALL),
@@ -138,6 +152,10 @@ void bench_config_init(struct bench_config *config) {
         .sessions = 64,
         .turns = 256,
         .zipf_exponent = 1.0,
+        .session_rate = 1.0,
+        .session_turns = 8.0,
+        .think_seconds = 60.0,
+        .laps = 1,
         .speed = 1.0,
         .scale_tokens = 1.0,
         .belady = true,

@@ -15,7 +15,7 @@
 enum bench_executor { BENCH_ENGINE = 0, BENCH_SIMULATE };
 
 /* Bits, so that a key can say which workloads read it. */
-enum bench_workload { BENCH_GRID = 1, BENCH_CHURN = 2, BENCH_TRACE = 4 };
+enum bench_workload { BENCH_GRID = 1, BENCH_CHURN = 2, BENCH_TRACE = 4, BENCH_SESSIONS = 8 };
 
 enum bench_trace_format { BENCH_FORMAT_AUTO = 0, BENCH_FORMAT_MOONCAKE, BENCH_FORMAT_AZURE };
 enum bench_reuse { BENCH_REUSE_FORK = 0, BENCH_REUSE_NONE };
@@ -38,11 +38,15 @@ struct bench_config {
     uint32_t sessions;
     uint32_t turns;
     double zipf_exponent;
+    double session_rate;  /* a second */
+    double session_turns; /* mean */
+    double think_seconds; /* mean */
     char trace[PERCH_PATH_CAP];
     uint32_t trace_format; /* enum bench_trace_format */
     uint32_t reuse;        /* enum bench_reuse */
     double speed;
     double scale_tokens;
+    uint32_t laps;
     uint32_t max_requests;
     double max_seconds;
     double copy_gbps;        /* 0 = not known */

@@ -30,6 +30,8 @@ static size_t count_runs(const struct bench_config *config) {
         return bench_grid_n_runs(config);
     case BENCH_CHURN:
         return bench_churn_n_runs(config);
+    case BENCH_SESSIONS:
+        return bench_sessions_n_runs(config);
     default:
         return bench_trace_n_runs(config);
     }
@@ -41,7 +43,9 @@ static perch_status read_trace(struct bench *bench, perch_error *err) {
         return PERCH_OK;
     }
     size_t n = config->max_requests == 0 ? 0 : (size_t)config->max_requests + config->warmup;
-    return trace_read(&bench->trace, config->trace, (enum bench_trace_format)config->trace_format, n, err);
+    perch_status status =
+        trace_read(&bench->trace, config->trace, (enum bench_trace_format)config->trace_format, n, err);
+    return status != PERCH_OK ? status : trace_lengthen(&bench->trace, config->laps, n, err);
 }
 
 /* Finds out before the run what would keep its results from being written after it. */
@@ -101,6 +105,8 @@ static perch_status perform_workload(struct bench *bench, struct bench_run *run,
         return bench_grid(run, &model, index, err);
     case BENCH_CHURN:
         return bench_churn(run, &model, index, err);
+    case BENCH_SESSIONS:
+        return bench_sessions(run, &model, index, err);
     default:
         return bench_trace(run, &model, &bench->trace, index, err);
     }

@@ -179,3 +179,44 @@ perch_status trace_read(struct trace *trace, const char *path, enum bench_trace_
     }
     return PERCH_OK;
 }
+
+/* What a lap adds to the ids of blocks, so that no two laps have one in common. */
+static uint64_t id_span(const struct trace *trace) {
+    uint64_t most = 0;
+    for (size_t i = 0; i < trace->n_blocks; i++) {
+        most = trace->blocks[i] > most ? trace->blocks[i] : most;
+    }
+    return most + 1;
+}
+
+perch_status trace_lengthen(struct trace *trace, uint32_t laps, size_t max_requests, perch_error *err) {
+    size_t n = trace->n;
+    size_t n_blocks = trace->n_blocks;
+    size_t n_wanted = max_requests != 0 && max_requests < n * laps ? max_requests : n * laps;
+    double span_s = trace->requests[n - 1].arrival_s * (double)n / (double)(n > 1 ? n - 1 : 1);
+    uint64_t span = id_span(trace);
+    void *requests = trace->requests;
+    void *blocks = trace->blocks;
+    perch_status status = grow(&requests, &trace->cap, n * laps, sizeof(*trace->requests), err);
+    trace->requests = requests;
+    if (status == PERCH_OK) {
+        status = grow(&blocks, &trace->blocks_cap, n_blocks * laps, sizeof(*trace->blocks), err);
+        trace->blocks = blocks;
+    }
+    for (uint32_t lap = 1; status == PERCH_OK && lap < laps; lap++) {
+        for (size_t i = 0; i < n; i++) {
+            struct trace_request request = trace->requests[i];
+            request.arrival_s += span_s * lap;
+            request.first_block += n_blocks * lap;
+            trace->requests[n * lap + i] = request;
+        }
+        for (size_t i = 0; i < n_blocks; i++) {
+            trace->blocks[n_blocks * lap + i] = trace->blocks[i] + span * lap;
+        }
+    }
+    if (status == PERCH_OK) {
+        trace->n = n_wanted;
+        trace->n_blocks = n_blocks * laps;
+    }
+    return status;
+}

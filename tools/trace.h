@@ -27,6 +27,12 @@ struct trace {
 /* Reads at most max_requests (0 = all) of a trace. E_IO, E_FORMAT with the file's line. */
 perch_status trace_read(struct trace *trace, const char *path, enum bench_trace_format format, size_t max_requests,
                         perch_error *err);
+
+/*
+ * Plays it `laps` times, one behind the other, each time with other blocks: after the mean time between requests the first
+ * follows on the last. At most max_requests (0 = all) are kept. E_NOMEM.
+ */
+perch_status trace_lengthen(struct trace *trace, uint32_t laps, size_t max_requests, perch_error *err);
 void trace_free(struct trace *trace);
 
 #endif

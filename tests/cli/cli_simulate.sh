@@ -151,6 +151,30 @@ same "requests, tokens" "10	1045	55" "$(b runs.0.requests runs.0.stats.prefill_t
 same "an optimum" null "$(b runs.0.simulation.optimum_token_share)"
 awk -v s="$(b runs.0.seconds)" 'BEGIN { exit !(s >= 9 && s < 9.5) }' || bad "nine seconds of traffic took $(b runs.0.seconds)"
 
+t "sessions: turns, beginnings and pauses are as many and as long as asked for, and the next turn finds what is there"
+run "$perch" bench "$tmp/other.ini" --json "$tmp/b.json" bench.workload=sessions bench.sessions=2000 bench.session_rate=0.5 \
+    bench.session_turns=4 bench.think_seconds=30 bench.prompt_tokens=20 bench.completion_tokens=10 bench.concurrency=100 bench.warmup=0
+same "the exit code" 0 "$code"
+least "turns" 7400 "$(b runs.0.requests)"
+least "turns" "$(b runs.0.requests)" 8600
+least "the hour of beginnings, and a while" 3700 "$(b runs.0.seconds)"
+least "the hour of beginnings, and a while" "$(b runs.0.seconds)" 4700
+same "first turns" 2000 "$(b runs.0.stats.first_turns)"
+same "left open" 0 "$(b runs.0.stats.sequences_open)"
+run "$perch" bench "$tmp/other.ini" --json "$tmp/b.json" bench.workload=sessions bench.sessions=5 bench.session_turns=1000000 \
+    bench.think_seconds=0 bench.prompt_tokens=500 bench.completion_tokens=10 bench.warmup=0
+same "turns of conversations that end where session_len does" 20 "$(b runs.0.requests)"
+
+t "laps: the trace again, with other tokens, after the last request"
+simulate bench.laps=3 cache.cache_bytes=8G
+same "requests" 1200 "$(b runs.0.requests)"
+three=$(b runs.0.simulation.endless_block_share)
+awk -v s="$(b runs.0.seconds)" 'BEGIN { exit !(s >= 59.9 && s < 62) }' || bad "three times 20 s took $(b runs.0.seconds)"
+simulate cache.cache_bytes=8G
+near "what each lap finds of itself" "$three" "$(b runs.0.simulation.endless_block_share)"
+simulate bench.laps=3 bench.max_requests=500
+same "requests" 500 "$(b runs.0.requests)"
+
 t "a wrong line is named with its file"
 printf '{"timestamp": 0, "input_length": 10, "output_length": 1, "hash_ids": [1]}\n{"timestamp": 1}\n' >"$tmp/bad.jsonl"
 wrong "bad.jsonl: line 2: " bench "$tmp/sim.ini" bench.trace="$tmp/bad.jsonl"
