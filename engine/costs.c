@@ -54,13 +54,6 @@ perch_status costs_start(perch_engine *e, const plan_parts *parts, perch_error *
         status = measure_prefill(&at, 0, n, 2, &e->costs, NULL, err);
         status = status ? status : measure_prefill(&at, 0, n / 4, 2, &e->costs, NULL, err);
     }
-    /* The copies so far are nobody's: what is sent from here on has the tickets behind theirs. */
-    if (!status && at.n_frames) {
-        status = e->backend->transferred(e->device, KERNELS_STORE, &e->observer.arrived[TRACE_DEVICE_TO_HOST], err);
-        status =
-            status ? status
-                   : e->backend->transferred(e->device, KERNELS_LOAD, &e->observer.arrived[TRACE_HOST_TO_DEVICE], err);
-    }
     e->lane = at.lane;
     cache_costs costs;
     cost_get(&e->costs, &costs);

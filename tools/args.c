@@ -255,6 +255,8 @@ static bool parse_words(struct parser *parser) {
             if (!set_config_file(parser, word)) {
                 return false;
             }
+        } else if (parser->args->word != NULL && *parser->args->word == NULL) {
+            *parser->args->word = word;
         } else {
             return fail(parser, "unexpected argument '%s'", word);
         }

@@ -24,7 +24,8 @@ struct command_args {
     size_t n_flags;
     struct request_spec *spec;       /* has the flags of a request too, or NULL */
     const char *const *spec_without; /* fields of a request that the command has no flag for, closed by NULL; or NULL */
-    bool runs_engine;                /* has --stats */
+    const char **word;               /* gets the one word that is no flag and no key; or NULL: there is none */
+    bool runs_engine;                /* has --stats and --trace */
     bool is_bench;                   /* FILE.ini stands alone, [bench] keys count, --json takes a file */
 };
 

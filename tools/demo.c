@@ -161,7 +161,7 @@ static int run(struct demo *demo, struct demo_run *run, const perch_options *opt
                const struct demo_watch *watch) {
     perch_error err = {.status = PERCH_OK};
     perch_status status = demo_run_begin(run, options, &demo->data, demo->n, &err);
-    if (status == PERCH_OK && demo->screen.is_open) {
+    if (status == PERCH_OK && demo->screen.out.is_open) {
         demo_screen_begin(&demo->screen, run);
     } else if (status == PERCH_OK) {
         demo_log_begin(run, name);
@@ -170,7 +170,7 @@ static int run(struct demo *demo, struct demo_run *run, const perch_options *opt
         status = demo_run_go(run, watch, &err);
     }
     if (status != PERCH_OK) {
-        demo_screen_close(&demo->screen);
+        screen_close(&demo->screen.out);
     }
     demo_run_end(run);
     return status == PERCH_OK ? EXIT_DONE : fail_status(&err);
@@ -183,15 +183,15 @@ static int run_both(struct demo *demo) {
     perch_options roomy = demo->options;
     roomy.cache_bytes = 0;
     roomy.cache_max_entry_count = (double)demo->n;
-    if (demo_screen_possible()) {
-        demo_screen_open(&demo->screen);
+    if (screen_possible()) {
+        screen_open(&demo->screen.out);
     }
-    bool shown = demo->screen.is_open;
+    bool shown = demo->screen.out.is_open;
     int code = run(demo, &demo->evicting, &demo->options, "evicting", shown ? &show : &log);
     if (code == EXIT_DONE) {
         code = run(demo, &demo->full, &roomy, "all in memory", shown ? &show : &nothing);
     }
-    demo_screen_close(&demo->screen);
+    screen_close(&demo->screen.out);
     return code;
 }
 
@@ -216,7 +216,7 @@ static int report(const struct demo *demo) {
         return fail_status(&err);
     }
     demo_report_example(&demo->evicting);
-    bool right = demo_report_verdict(&demo->evicting, &demo->full, demo->screen.colour);
+    bool right = demo_report_verdict(&demo->evicting, &demo->full, demo->screen.out.colour);
     if (fflush(stdout) != 0 || ferror(stdout) != 0) {
         return fail(EXIT_RUN, "cannot write to stdout: %s", strerror(errno));
     }

@@ -5,23 +5,15 @@
 #define PERCH_TOOLS_DEMO_SCREEN_H
 
 #include "demo_run.h"
-
-#include <stdbool.h>
+#include "screen.h"
 
 #define DEMO_SCREEN_SLOTS 16
 #define DEMO_SCREEN_SAMPLES 10
 
 struct demo_screen {
-    bool is_open;
-    bool utf8;
-    bool colour;
+    struct screen out;
     size_t prefix; /* bytes of a conversation's name that its label leaves out: all have them */
     size_t label;  /* columns of a label */
-    /* the frame that is being made */
-    struct text frame;
-    bool failed; /* memory ran out: it is not shown */
-    size_t rows, columns, row, column;
-    size_t n_spare; /* rows for empty lines */
     /* who is in which slot, as far as it can be seen from outside: one who stays active keeps the place */
     const struct demo_talk *slots[DEMO_SCREEN_SLOTS];
     /* the latest frames, for rates: sample i at i % DEMO_SCREEN_SAMPLES */
@@ -34,13 +26,6 @@ struct demo_screen {
     size_t fact_turn;
     uint64_t fact_us;
 };
-
-/* Whether stdout is a terminal that can be drawn on. */
-bool demo_screen_possible(void);
-
-/* Takes the terminal over; demo_screen_close gives it back as it was. */
-void demo_screen_open(struct demo_screen *screen);
-void demo_screen_close(struct demo_screen *screen);
 
 /* Before each run that is to be shown. */
 void demo_screen_begin(struct demo_screen *screen, const struct demo_run *run);

@@ -23,6 +23,7 @@ static const struct command commands[] = {
     {"tokenize", cmd_tokenize, "text to token ids, and back"},
     {"plan", cmd_plan, "what memory a model needs, and what fits"},
     {"bench", cmd_bench, "measure, as an INI file says"},
+    {"top", cmd_top, "watch what engines on this machine do"},
 };
 enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Flags, files, keys: what perch accepts, how it refuses, and what it says about itself. No model is loaded.
 . "$(dirname "$0")/lib.sh"
-commands="generate chat batch score tokenize plan bench"
+commands="generate chat batch score tokenize plan bench top"
 
 t "perch --help lists the commands and perch --version says the version"
 run "$perch" --help
