@@ -27,7 +27,7 @@ typedef struct kernels_config {
     kernels_dtype
         dtype; /* weights, matrix products' inputs and KV; accumulation is f32 always. CPU: F32, BF16. CUDA: BF16, F16 */
     uint32_t n_threads;    /* CPU: threads that compute, the caller's included; 0 = the CPUs this process may use */
-    const char *isa;       /* CPU: "avx512bf16", "avx512", "scalar"; NULL = the best there is. Unknown: error */
+    const char *isa;       /* CPU: "avx512bf16", "avx512", "avx2", "scalar"; NULL = the best there is. Unknown: error */
     uint32_t device;       /* CUDA: index of the GPU */
     bool deterministic;    /* CUDA: a token's result is its own to the bit; the CPU knows nothing else */
     bool graphs;           /* CUDA: steps of decode rows alone are replayed as graphs */

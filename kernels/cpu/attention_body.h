@@ -64,13 +64,14 @@ static void queries_load(queries *q) {
  */
 static void block_scores(const queries *q, size_t i0, size_t i1, const uint8_t *const *tiles) {
     for (size_t i = i0; i < i1; i += TILE_M) {
-        for (size_t p = 0; p < CPU_KV_BLOCK; p += TILE_N * VL) {
+        size_t n_m = min_size(i1 - i, TILE_M), n_v = TILE_VECTORS(n_m);
+        for (size_t p = 0; p < CPU_KV_BLOCK; p += n_v * VL) {
             const uint32_t *b[TILE_N];
-            for (size_t v = 0; v < TILE_N; v++) {
+            for (size_t v = 0; v < n_v; v++) {
                 size_t position = p + v * VL;
                 b[v] = (const uint32_t *)(const void *)tiles[position / KV_GROUP_TOKENS] + position % KV_GROUP_TOKENS;
             }
-            tile(min_size(i1 - i, TILE_M), q->in->bf16, q->scratch->scores + i * CPU_KV_BLOCK + p, CPU_KV_BLOCK, true,
+            tile(n_m, q->in->bf16, q->scratch->scores + i * CPU_KV_BLOCK + p, CPU_KV_BLOCK, true,
                  q->scratch->queries + i * CPU_MAX_HEAD_DIM, CPU_MAX_HEAD_DIM, b, KV_GROUP_TOKENS, q->n_words);
         }
     }
@@ -154,8 +155,8 @@ ALWAYS_INLINE void values_body(const size_t n_m, const size_t n_v, const bool bf
 
 #define VALUES_CASE(n)                                                                                                 \
     case n:                                                                                                            \
-        for (; d + TILE_N * VL <= head_dim; d += TILE_N * VL) {                                                        \
-            values_body(n, TILE_N, bf16, q, i, d, VL, tiles, j0, j1);                                                  \
+        for (; d + TILE_VECTORS(n) * VL <= head_dim; d += TILE_VECTORS(n) * VL) {                                      \
+            values_body(n, TILE_VECTORS(n), bf16, q, i, d, VL, tiles, j0, j1);                                         \
         }                                                                                                              \
         for (; d + VL <= head_dim; d += VL) {                                                                          \
             values_body(n, 1, bf16, q, i, d, VL, tiles, j0, j1);                                                       \

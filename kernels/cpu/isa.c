@@ -20,6 +20,14 @@ static bool have_avx512bf16(void) {
 #endif
 }
 
+static bool have_avx2(void) {
+#if defined(PERCH_CPU_X86)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return false;
+#endif
+}
+
 perch_status cpu_isa_find(const char *name, bool bf16, const cpu_isa **out, perch_error *err) {
     const struct {
         const cpu_isa *isa;
@@ -30,9 +38,11 @@ perch_status cpu_isa_find(const char *name, bool bf16, const cpu_isa **out, perc
 #if defined(PERCH_CPU_X86)
         {&cpu_isa_avx512bf16, "avx512bf16", have_avx512bf16(), false},
         {&cpu_isa_avx512, "avx512", have_avx512(), true},
+        {&cpu_isa_avx2, "avx2", have_avx2(), true},
 #else
         {NULL, "avx512bf16", false, false},
         {NULL, "avx512", false, true},
+        {NULL, "avx2", false, true},
 #endif
         {&cpu_isa_scalar, "scalar", true, true},
     };
@@ -47,5 +57,5 @@ perch_status cpu_isa_find(const char *name, bool bf16, const cpu_isa **out, perc
             return err_set(err, PERCH_E_UNSUPPORTED, "this processor does not have the instruction set '%s'", name);
         }
     }
-    return err_set(err, PERCH_E_UNSUPPORTED, "unknown instruction set '%s' (avx512bf16, avx512, scalar)", name);
+    return err_set(err, PERCH_E_UNSUPPORTED, "unknown instruction set '%s' (avx512bf16, avx512, avx2, scalar)", name);
 }

@@ -82,8 +82,9 @@ static inline uint8_t *cpu_kv_tile(const kv_view *view, const kv_layout *layout,
 }
 
 extern const cpu_isa cpu_isa_scalar;
-extern const cpu_isa cpu_isa_avx512;     /* x86-64 only */
-extern const cpu_isa cpu_isa_avx512bf16; /* x86-64 only */
+extern const cpu_isa cpu_isa_avx2; /* x86-64 only, as those that follow */
+extern const cpu_isa cpu_isa_avx512;
+extern const cpu_isa cpu_isa_avx512bf16;
 
 /* The named one, or with NULL the best for the type; E_UNSUPPORTED where this processor lacks it or there is no such name. */
 perch_status cpu_isa_find(const char *name, bool bf16, const cpu_isa **out, perch_error *err);

@@ -10,10 +10,10 @@
 #include <string.h>
 
 const char *const *pair_isas(void) {
-    static const char *names[4];
-    static const char *const all[] = {"avx512bf16", "avx512", "scalar"};
+    static const char *const all[] = {"avx512bf16", "avx512", "avx2", "scalar"};
+    static const char *names[sizeof all / sizeof all[0] + 1];
     size_t n = 0;
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
         const cpu_isa *isa;
         if (cpu_isa_find(all[i], true, &isa, NULL) == PERCH_OK) {
             names[n++] = all[i];

@@ -1,7 +1,7 @@
 /*
  * The vectors that the math bodies are written in: `vf` holds VL floats, `vu` VL 32-bit words. One translation unit picks
- * one instruction set by its compiler flags: AVX-512 with VL = 16, or the compiler's generic vectors with VL = 4, which
- * become SSE2, NEON or plain scalar code. Lane i of a result depends on lane i of the arguments alone, except in the
+ * one instruction set by its compiler flags: AVX-512 with VL = 16, AVX2 and FMA with VL = 8, or the compiler's generic
+ * vectors with VL = 4, which become SSE2, NEON or plain scalar code. Lane i of a result depends on lane i of the arguments alone, except in the
  * reductions, whose order is fixed.
  */
 #ifndef PERCH_KERNELS_CPU_SIMD_H
@@ -95,6 +95,96 @@ ALWAYS_INLINE float vf_sum(vf x) {
 
 /* The largest lane; there is no NaN. */
 ALWAYS_INLINE float vf_max_lane(vf x) { return _mm512_reduce_max_ps(x); }
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+#include <immintrin.h>
+
+#define VL 8u
+typedef __m256 vf;
+typedef __m256i vu;
+
+ALWAYS_INLINE __m256i first_lanes(size_t n) {
+    static const int32_t lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+    return _mm256_loadu_si256((const __m256i *)(const void *)(lanes + 8 - n));
+}
+
+ALWAYS_INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
+
+ALWAYS_INLINE vu vu_set1(uint32_t x) { return _mm256_set1_epi32((int)x); }
+
+ALWAYS_INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+
+ALWAYS_INLINE vu vu_load(const uint32_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+
+ALWAYS_INLINE void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
+
+/* The first n < VL lanes; the others are 0, and their memory is not touched. */
+ALWAYS_INLINE vf vf_load_n(const float *p, size_t n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+
+ALWAYS_INLINE void vf_store_n(float *p, vf x, size_t n) { _mm256_maskstore_ps(p, first_lanes(n), x); }
+
+ALWAYS_INLINE vf vf_load_bf16(const uint16_t *p) {
+    __m128i h = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+ALWAYS_INLINE vf vf_load_bf16_n(const uint16_t *p, size_t n) {
+    uint16_t all[VL] = {0};
+    for (size_t i = 0; i < n; i++) {
+        all[i] = p[i];
+    }
+    return vf_load_bf16(all);
+}
+
+ALWAYS_INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+
+ALWAYS_INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+
+ALWAYS_INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+
+ALWAYS_INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+
+ALWAYS_INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+
+/* a * b + c */
+ALWAYS_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+
+/* The larger; b where one of them is a NaN. */
+ALWAYS_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+
+ALWAYS_INLINE vf vf_neg_abs(vf a) { return _mm256_or_ps(a, _mm256_set1_ps(-0.0f)); }
+
+/* a < limit ? below : otherwise; a NaN in a is not below. */
+ALWAYS_INLINE vf vf_select_below(vf a, float limit, vf below, vf otherwise) {
+    return _mm256_blendv_ps(otherwise, below, _mm256_cmp_ps(a, _mm256_set1_ps(limit), _CMP_LT_OQ));
+}
+
+ALWAYS_INLINE vf vf_from_bits(vu a) { return _mm256_castsi256_ps(a); }
+
+ALWAYS_INLINE vu vf_bits(vf a) { return _mm256_castps_si256(a); }
+
+ALWAYS_INLINE vu vu_add(vu a, vu b) { return _mm256_add_epi32(a, b); }
+
+ALWAYS_INLINE vu vu_sub(vu a, vu b) { return _mm256_sub_epi32(a, b); }
+
+ALWAYS_INLINE vu vu_shl(vu a, int n) { return _mm256_slli_epi32(a, n); }
+
+ALWAYS_INLINE vu vu_and(vu a, vu b) { return _mm256_and_si256(a, b); }
+
+/* Lanes are added by halves: i and i + 4, then i and i + 2, and so on. */
+ALWAYS_INLINE float vf_sum(vf x) {
+    __m128 by4 = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    __m128 by2 = _mm_add_ps(by4, _mm_movehl_ps(by4, by4));
+    return _mm_cvtss_f32(_mm_add_ss(by2, _mm_movehdup_ps(by2)));
+}
+
+/* The largest lane; there is no NaN. */
+ALWAYS_INLINE float vf_max_lane(vf x) {
+    __m128 by4 = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    __m128 by2 = _mm_max_ps(by4, _mm_movehl_ps(by4, by4));
+    return _mm_cvtss_f32(_mm_max_ss(by2, _mm_movehdup_ps(by2)));
+}
 
 #else
 
