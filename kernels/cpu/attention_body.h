@@ -66,13 +66,18 @@ static void block_scores(const queries *q, size_t i0, size_t i1, const uint8_t *
     for (size_t i = i0; i < i1; i += TILE_M) {
         size_t n_m = min_size(i1 - i, TILE_M), n_v = TILE_VECTORS(n_m);
         for (size_t p = 0; p < CPU_KV_BLOCK; p += n_v * VL) {
-            const uint32_t *b[TILE_N];
+            tile_at at = {.sums = q->scratch->scores + i * CPU_KV_BLOCK + p,
+                          .sums_stride = CPU_KV_BLOCK,
+                          .fresh = true,
+                          .x = q->scratch->queries + i * CPU_MAX_HEAD_DIM,
+                          .x_stride = CPU_MAX_HEAD_DIM,
+                          .n_words = q->n_words};
             for (size_t v = 0; v < n_v; v++) {
                 size_t position = p + v * VL;
-                b[v] = (const uint32_t *)(const void *)tiles[position / KV_GROUP_TOKENS] + position % KV_GROUP_TOKENS;
+                const void *tile_of_v = tiles[position / KV_GROUP_TOKENS];
+                at.b[v] = (const uint32_t *)tile_of_v + position % KV_GROUP_TOKENS;
             }
-            tile(n_m, q->in->bf16, q->scratch->scores + i * CPU_KV_BLOCK + p, CPU_KV_BLOCK, true,
-                 q->scratch->queries + i * CPU_MAX_HEAD_DIM, CPU_MAX_HEAD_DIM, b, KV_GROUP_TOKENS, q->n_words);
+            tile(n_m, q->in->bf16, KV_GROUP_TOKENS, &at);
         }
     }
 }

@@ -7,36 +7,49 @@
 #include "kernels/cpu/simd.h"
 
 /*
- * As many accumulators as fit into the registers, 32 of AVX-512 and else 16, beside a word of the weights and one input. Few
- * tokens take more outputs instead, so that there are enough independent additions under way.
+ * TILE_VECTORS vectors of outputs for n_m tokens: as many accumulators as fit into the registers, 32 of AVX-512 and else 16,
+ * beside a word of the weights and one input. A single token, which memory limits, takes a whole panel where it can, so that
+ * memory is read from front to back.
  */
 #if VL == 16
 #define TILE_M 6u
 #define TILE_VECTORS(n_m) 4u
 #elif VL == 8
 #define TILE_M 6u
-#define TILE_VECTORS(n_m) ((n_m) <= 3u ? 4u : 2u)
+#define TILE_VECTORS(n_m) ((n_m) == 1u ? 8u : (n_m) <= 3u ? 4u : 2u)
 #else
 #define TILE_M 2u
 #define TILE_VECTORS(n_m) 4u
 #endif
-#define TILE_N 4u /* vectors at most */
-/* Words of K whose inputs (TILE_M rows) stay in the L1 cache and whose weights (one panel) in the L2 cache. */
-#define K_BLOCK 512u
-
+#define TILE_N 8u /* vectors at most */
 /*
- * sums[m][v] (+)= Σ_k b[v][k] · x[m][k] for m < n_m tokens and n_v vectors of outputs. fresh: from 0 instead of what is
- * there. Rows of x and of sums are strides apart; vector v of word k lies at b[v] + k * b_stride.
+ * Words of K that all outputs of a panel take before the next: with many tokens their inputs (TILE_M rows) stay in the L1
+ * cache and the panel's weights in the L2 cache. With few, which memory limits, a panel that takes more than one tile is read
+ * in short runs, so that memory is still read nearly from front to back.
  */
-ALWAYS_INLINE void tile_body(const size_t n_m, const size_t n_v, const bool bf16, float *sums, size_t sums_stride,
-                             bool fresh, const uint32_t *x, size_t x_stride, const uint32_t *const *b, size_t b_stride,
-                             size_t n_words) {
-    vf sum[TILE_M][TILE_N];
-    for (size_t m = 0; m < n_m; m++) {
-        for (size_t v = 0; v < n_v; v++) {
-            sum[m][v] = fresh ? vf_set1(0.0f) : vf_load(sums + m * sums_stride + v * VL);
-        }
-    }
+#define K_BLOCK 512u
+#define K_BLOCK_FEW (TILE_VECTORS(TILE_M) * VL < CPU_PANEL ? 16u : K_BLOCK)
+/* Words of inputs that are widened to f32 at a time, where there is no product of bf16. */
+#define WIDE_WORDS 32u
+
+/* What a register tile works on: rows of x and of sums are strides apart; vector v of word k lies at b[v] + k * b_stride. */
+typedef struct tile_at {
+    float *sums;
+    size_t sums_stride;
+    bool fresh; /* from 0 instead of what is in sums */
+    const uint32_t *x;
+    size_t x_stride;
+    const uint32_t *b[TILE_N];
+    size_t n_words;
+} tile_at;
+
+/* sum[m][v] += Σ_k b[v][k] · x[m][k], words of one f32 or, with `pairs`, of two bf16 whose product the processor has. */
+ALWAYS_INLINE void tile_words(const size_t n_m, const size_t n_v, const bool pairs, const size_t b_stride,
+                              const tile_at *at, vf (*sum)[TILE_N]) {
+    (void)pairs;
+    const uint32_t *x = at->x, *b[TILE_N];
+    size_t n_words = at->n_words, x_stride = at->x_stride;
+    memcpy(b, at->b, sizeof b);
     for (size_t k = 0; k < n_words; k++) {
         vu w[TILE_N];
         for (size_t v = 0; v < n_v; v++) {
@@ -45,27 +58,80 @@ ALWAYS_INLINE void tile_body(const size_t n_m, const size_t n_v, const bool bf16
         for (size_t m = 0; m < n_m; m++) {
             vu input = vu_set1(x[m * x_stride + k]);
             for (size_t v = 0; v < n_v; v++) {
-                sum[m][v] =
-                    bf16 ? vf_dot2(sum[m][v], w[v], input) : vf_fma(vf_from_bits(w[v]), vf_from_bits(input), sum[m][v]);
+#if HAVE_DOT2
+                if (pairs) {
+                    sum[m][v] = vf_dot2(sum[m][v], w[v], input);
+                    continue;
+                }
+#endif
+                sum[m][v] = vf_fma(vf_from_bits(w[v]), vf_from_bits(input), sum[m][v]);
             }
         }
     }
+}
+
+/* The same for pairs of bf16 by products of f32: the even element's first. */
+ALWAYS_INLINE void tile_widened(const size_t n_m, const size_t n_v, const size_t b_stride, const tile_at *at,
+                                vf (*sum)[TILE_N]) {
+    uint32_t even[TILE_M][WIDE_WORDS], odd[TILE_M][WIDE_WORDS];
+    for (size_t first = 0; first < at->n_words; first += WIDE_WORDS) {
+        size_t n = at->n_words - first < WIDE_WORDS ? at->n_words - first : WIDE_WORDS;
+        for (size_t m = 0; m < n_m; m++) {
+            const uint32_t *from = at->x + m * at->x_stride + first;
+            for (size_t k = 0; k < n; k++) {
+                even[m][k] = from[k] << 16;
+                odd[m][k] = from[k] & 0xffff0000u;
+            }
+        }
+        for (size_t k = 0; k < n; k++) {
+            vu w[TILE_N];
+            for (size_t v = 0; v < n_v; v++) {
+                w[v] = vu_load(at->b[v] + (first + k) * b_stride);
+            }
+            for (size_t m = 0; m < n_m; m++) {
+                vf input = vf_from_bits(vu_set1(even[m][k]));
+                for (size_t v = 0; v < n_v; v++) {
+                    sum[m][v] = vf_fma(vf_from_bits(vu_shl(w[v], 16)), input, sum[m][v]);
+                }
+            }
+            for (size_t m = 0; m < n_m; m++) {
+                vf input = vf_from_bits(vu_set1(odd[m][k]));
+                for (size_t v = 0; v < n_v; v++) {
+                    sum[m][v] = vf_fma(vf_from_bits(vu_and(w[v], vu_set1(0xffff0000u))), input, sum[m][v]);
+                }
+            }
+        }
+    }
+}
+
+/* sums[m][v] (+)= Σ_k b[v][k] · x[m][k] for m < n_m tokens and n_v vectors of outputs. */
+ALWAYS_INLINE void tile_body(const size_t n_m, const size_t n_v, const bool bf16, const size_t b_stride,
+                             const tile_at *at) {
+    vf sum[TILE_M][TILE_N];
     for (size_t m = 0; m < n_m; m++) {
         for (size_t v = 0; v < n_v; v++) {
-            vf_store(sums + m * sums_stride + v * VL, sum[m][v]);
+            sum[m][v] = at->fresh ? vf_set1(0.0f) : vf_load(at->sums + m * at->sums_stride + v * VL);
+        }
+    }
+    if (bf16 && !HAVE_DOT2) {
+        tile_widened(n_m, n_v, b_stride, at, sum);
+    } else {
+        tile_words(n_m, n_v, bf16, b_stride, at, sum);
+    }
+    for (size_t m = 0; m < n_m; m++) {
+        for (size_t v = 0; v < n_v; v++) {
+            vf_store(at->sums + m * at->sums_stride + v * VL, sum[m][v]);
         }
     }
 }
 
 #define TILE_CASE(n)                                                                                                   \
     case n:                                                                                                            \
-        tile_body(n, TILE_VECTORS(n), bf16, sums, sums_stride, fresh, x, x_stride, b, b_stride, n_words);              \
+        tile_body(n, TILE_VECTORS(n), bf16, b_stride, at);                                                             \
         break
 
-/* tile_body with its constants, so that sums stay in registers. n_m in 1..TILE_M; b[TILE_VECTORS(n_m)]. */
-ALWAYS_INLINE void tile_sized(size_t n_m, const bool bf16, float *sums, size_t sums_stride, bool fresh,
-                              const uint32_t *x, size_t x_stride, const uint32_t *const *b, size_t b_stride,
-                              size_t n_words) {
+/* tile_body with its constants, so that sums stay in registers. */
+ALWAYS_INLINE void tile_sized(size_t n_m, const bool bf16, const size_t b_stride, const tile_at *at) {
     switch (n_m) {
         TILE_CASE(1);
         TILE_CASE(2);
@@ -80,12 +146,12 @@ ALWAYS_INLINE void tile_sized(size_t n_m, const bool bf16, float *sums, size_t s
     }
 }
 
-static void tile(size_t n_m, bool bf16, float *sums, size_t sums_stride, bool fresh, const uint32_t *x, size_t x_stride,
-                 const uint32_t *const *b, size_t b_stride, size_t n_words) {
+/* n_m in 1..TILE_M, TILE_VECTORS(n_m) vectors. */
+ALWAYS_INLINE void tile(size_t n_m, bool bf16, const size_t b_stride, const tile_at *at) {
     if (bf16) {
-        tile_sized(n_m, true, sums, sums_stride, fresh, x, x_stride, b, b_stride, n_words);
+        tile_sized(n_m, true, b_stride, at);
     } else {
-        tile_sized(n_m, false, sums, sums_stride, fresh, x, x_stride, b, b_stride, n_words);
+        tile_sized(n_m, false, b_stride, at);
     }
 }
 
@@ -110,18 +176,22 @@ static void gemm_store(const cpu_gemm *gemm, const float *sums, size_t first, si
 
 static void isa_gemm(const cpu_gemm *gemm, size_t panel, size_t t0, size_t t1, cpu_scratch *scratch) {
     const uint32_t *weights = gemm->panels + panel * gemm->n_words * CPU_PANEL;
-    for (size_t k0 = 0; k0 < gemm->n_words; k0 += K_BLOCK) {
-        size_t n_words = gemm->n_words - k0 < K_BLOCK ? gemm->n_words - k0 : K_BLOCK;
+    size_t k_block = t1 - t0 <= TILE_M ? K_BLOCK_FEW : K_BLOCK;
+    for (size_t k0 = 0; k0 < gemm->n_words; k0 += k_block) {
         for (size_t t = t0; t < t1; t += TILE_M) {
             size_t n_m = t1 - t < TILE_M ? t1 - t : TILE_M;
             size_t n_v = TILE_VECTORS(n_m);
             for (size_t o = 0; o < CPU_PANEL; o += n_v * VL) {
-                const uint32_t *b[TILE_N];
+                tile_at at = {.sums = scratch->gemm + (t - t0) * CPU_PANEL + o,
+                              .sums_stride = CPU_PANEL,
+                              .fresh = k0 == 0,
+                              .x = gemm->x + t * gemm->x_stride + k0,
+                              .x_stride = gemm->x_stride,
+                              .n_words = gemm->n_words - k0 < k_block ? gemm->n_words - k0 : k_block};
                 for (size_t v = 0; v < n_v; v++) {
-                    b[v] = weights + k0 * CPU_PANEL + o + v * VL;
+                    at.b[v] = weights + k0 * CPU_PANEL + o + v * VL;
                 }
-                tile(n_m, gemm->bf16, scratch->gemm + (t - t0) * CPU_PANEL + o, CPU_PANEL, k0 == 0,
-                     gemm->x + t * gemm->x_stride + k0, gemm->x_stride, b, CPU_PANEL, n_words);
+                tile(n_m, gemm->bf16, CPU_PANEL, &at);
             }
         }
     }

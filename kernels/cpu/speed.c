@@ -1,6 +1,7 @@
 /*
  * speed: measures the CPU backend's matrix products against this machine's own limits, all in one run, everything in turn in
- * every round, so that what else the machine does falls on all alike. Not a test: run it by hand.
+ * every round, so that what else the machine does falls on all alike. One thread, whose CPU time counts: on a machine that others
+ * use too the clock says little. Not a test: run it by hand.
  *
  *     cpu_speed [rounds] [instruction set ...]
  *
@@ -8,7 +9,6 @@
  * and 512 rows times the matrices of two Llama-3.2-1B layers, which no cache holds.
  */
 #include "kernels/cpu/pair_testing.h"
-#include "kernels/cpu/pool.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,12 +26,11 @@ static const uint32_t shapes[][2] = {{3072, 2048}, {2048, 2048}, {16384, 2048}, 
 typedef struct item {
     char name[48];
     const char *unit;
-    double (*run)(const struct item *item); /* seconds */
-    double work;                            /* of one run, in 10^9 units */
+    void (*run)(const struct item *item);
+    double work; /* of one run, in 10^9 units */
     double results[MAX_ROUNDS];
     /* a limit */
-    cpu_pool *pool;
-    cpu_task limit;
+    void (*limit)(size_t task);
     size_t n_tasks;
     /* products */
     side s;
@@ -73,23 +72,11 @@ static inline __attribute__((always_inline)) void read_task(size_t task, size_t 
     sink = all[0];
 }
 
-static void read_one_stream(void *context, size_t task, uint32_t thread) {
-    (void)context;
-    (void)thread;
-    read_task(task, 1, 0);
-}
+static void read_one_stream(size_t task) { read_task(task, 1, 0); }
 
-static void read_ahead(void *context, size_t task, uint32_t thread) {
-    (void)context;
-    (void)thread;
-    read_task(task, 1, 2048);
-}
+static void read_ahead(size_t task) { read_task(task, 1, 2048); }
 
-static void read_four_streams(void *context, size_t task, uint32_t thread) {
-    (void)context;
-    (void)thread;
-    read_task(task, 4, 1024);
-}
+static void read_four_streams(size_t task) { read_task(task, 4, 1024); }
 
 #if defined(__x86_64__)
 #define PEAK_STEPS 2000000u
@@ -100,10 +87,8 @@ static void read_four_streams(void *context, size_t task, uint32_t thread) {
 #define PEAK_CLEAR(n) "vxorps %%xmm" #n ", %%xmm" #n ", %%xmm" #n "\n\t"
 #define PEAK_EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 #define PEAK(function, op, type)                                                                                       \
-    static void function(void *context, size_t task, uint32_t thread) {                                                \
-        (void)context;                                                                                                 \
+    static void function(size_t task) {                                                                                \
         (void)task;                                                                                                    \
-        (void)thread;                                                                                                  \
         size_t n = PEAK_STEPS;                                                                                         \
         __asm__ volatile(PEAK_EACH(PEAK_CLEAR)                                                                         \
                              PEAK_CLEAR(14) "1:\n\t" PEAK_EACH(PEAK_##type##_##op) "dec %0\n\t"                        \
@@ -122,13 +107,13 @@ PEAK(peak_fma512, fma, zmm)
 PEAK(peak_dpbf16, dpbf16, zmm)
 #endif
 
-static double limit_run(const item *it) {
-    uint64_t start = time_us();
-    cpu_pool_run(it->pool, it->n_tasks, it->limit, NULL);
-    return (double)(time_us() - start) * 1e-6;
+static void limit_run(const item *it) {
+    for (size_t task = 0; task < it->n_tasks; task++) {
+        it->limit(task);
+    }
 }
 
-static item *item_add(const char *name, const char *unit, double work, double (*run)(const item *it)) {
+static item *item_add(const char *name, const char *unit, double work, void (*run)(const item *it)) {
     item *it = &items[n_items++];
     snprintf(it->name, sizeof it->name, "%s", name);
     it->unit = unit;
@@ -137,46 +122,43 @@ static item *item_add(const char *name, const char *unit, double work, double (*
     return it;
 }
 
-static void limit_add(cpu_pool *pool, const char *name, const char *unit, double work, size_t n_tasks, cpu_task limit) {
+static void limit_add(const char *name, const char *unit, double work, size_t n_tasks, void (*limit)(size_t task)) {
     item *it = item_add(name, unit, work, limit_run);
-    it->pool = pool;
     it->n_tasks = n_tasks;
     it->limit = limit;
 }
 
-static void limits_add(cpu_pool *pool) {
+static void limits_add(void) {
     memory = test_alloc(READ_BYTES + 4096);
     memset(memory, 1, READ_BYTES + 4096); /* pages of their own, and what is asked for ahead of the last */
     size_t n_reads = READ_BYTES >> 20;
-    limit_add(pool, "limit: read, one stream", "GB/s", (double)READ_BYTES * 1e-9, n_reads, read_one_stream);
-    limit_add(pool, "limit: read, asked for ahead", "GB/s", (double)READ_BYTES * 1e-9, n_reads, read_ahead);
-    limit_add(pool, "limit: read, four streams", "GB/s", (double)READ_BYTES * 1e-9, n_reads, read_four_streams);
+    limit_add("limit: read, one stream", "GB/s", (double)READ_BYTES * 1e-9, n_reads, read_one_stream);
+    limit_add("limit: read, asked for ahead", "GB/s", (double)READ_BYTES * 1e-9, n_reads, read_ahead);
+    limit_add("limit: read, four streams", "GB/s", (double)READ_BYTES * 1e-9, n_reads, read_four_streams);
 #if defined(__x86_64__)
-    double flops = (double)PEAK_STEPS * PEAK_CHAINS * 2e-9 * cpu_count();
+    double flops = (double)PEAK_STEPS * PEAK_CHAINS * 2e-9;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        limit_add(pool, "limit: multiply-add, 256 bits", "GFLOP/s", flops * 8, cpu_count(), peak_fma256);
+        limit_add("limit: multiply-add, 256 bits", "GFLOP/s", flops * 8, 1, peak_fma256);
     }
     if (__builtin_cpu_supports("avx512f")) {
-        limit_add(pool, "limit: multiply-add, 512 bits", "GFLOP/s", flops * 16, cpu_count(), peak_fma512);
+        limit_add("limit: multiply-add, 512 bits", "GFLOP/s", flops * 16, 1, peak_fma512);
     }
     if (__builtin_cpu_supports("avx512bf16")) {
-        limit_add(pool, "limit: vdpbf16ps, 512 bits", "GFLOP/s", flops * 32, cpu_count(), peak_dpbf16);
+        limit_add("limit: vdpbf16ps, 512 bits", "GFLOP/s", flops * 32, 1, peak_dpbf16);
     }
 #endif
 }
 
 /* --------------------------------------------------------------- products -- */
 
-static double product_run(const item *it) {
-    uint64_t start = time_us();
+static void product_run(const item *it) {
     for (uint32_t i = 0; i < it->n_weights; i++) {
         CHECK_OK(it->s.b->linear(it->s.d, it->weights[i], NULL, it->x, it->n_rows, it->y, false, ERR));
     }
-    return (double)(time_us() - start) * 1e-6;
 }
 
 static void products_add(const char *isa, bool bf16) {
-    side s = side_open_cpu(isa, bf16, 0);
+    side s = side_open_cpu(isa, bf16, 1);
     uint32_t widest = 0, n_in = 0;
     kernels_weight *weights[N_LAYERS * COUNT(shapes)];
     double weight_bytes = 0, flops = 0;
@@ -240,9 +222,7 @@ static bool is_wanted(const char *isa) {
 }
 
 static void measure(void) {
-    cpu_pool *pool = NULL;
-    CHECK_OK(cpu_pool_open(cpu_count(), &pool, ERR));
-    limits_add(pool);
+    limits_add();
     for (const char *const *isa = pair_isas(); *isa != NULL; isa++) {
         if (is_wanted(*isa)) {
             products_add(*isa, true);
@@ -250,13 +230,16 @@ static void measure(void) {
     }
     for (size_t round = 0; round < n_rounds; round++) {
         for (size_t i = 0; i < n_items; i++) {
-            items[i].results[round] = items[i].work / items[i].run(&items[i]);
-            printf("round %zu: %-32s %8.2f %s\n", round + 1, items[i].name, items[i].results[round], items[i].unit);
+            uint64_t start = test_cpu_us();
+            items[i].run(&items[i]);
+            double seconds = (double)(test_cpu_us() - start) * 1e-6;
+            items[i].results[round] = items[i].work / seconds;
+            printf("round %zu: %-32s %8.2f %-8s (%.1f ms)\n", round + 1, items[i].name, items[i].results[round],
+                   items[i].unit, seconds * 1e3);
             fflush(stdout);
         }
     }
     report();
-    cpu_pool_close(pool);
     free(memory);
 }
 
