@@ -153,9 +153,9 @@ perch_status belady(const struct belady_request *requests, size_t n, size_t firs
         n_accesses += requests[r].n_blocks;
     }
     uint64_t *sorted = malloc((n_accesses + 1) * sizeof(*sorted));
-    o.numbers = malloc((n_accesses + 1) * sizeof(*o.numbers));
+    o.numbers = calloc(n_accesses + 1, sizeof(*o.numbers));
     o.next = malloc((n_accesses + 1) * sizeof(*o.next));
-    o.blocks = malloc((n_accesses + 1) * sizeof(*o.blocks));
+    o.blocks = calloc(n_accesses + 1, sizeof(*o.blocks));
     o.heap = malloc((n_accesses + 1) * sizeof(*o.heap));
     if (sorted == NULL || o.numbers == NULL || o.next == NULL || o.blocks == NULL || o.heap == NULL) {
         status = tool_nomem(err);

@@ -15,8 +15,7 @@ static double ratio(double a, double b) { return b > 0.0 ? a / b : (double)NAN; 
  * Blocks of a prompt that were found. Its last token is computed in any case, and what is found are whole groups: the last block counts
  * if all groups of it were found that can be.
  */
-static uint64_t found_blocks(const struct bench_record *record, uint32_t block_tokens) {
-    uint64_t n_blocks = (record->prompt_tokens + block_tokens - 1) / block_tokens;
+static uint64_t found_blocks(const struct bench_record *record, uint64_t n_blocks, uint32_t block_tokens) {
     uint64_t most = (record->prompt_tokens - 1) / GROUP_TOKENS * GROUP_TOKENS;
     bool has_last = record->cached_tokens >= most && most > (n_blocks - 1) * block_tokens;
     return has_last ? n_blocks : record->cached_tokens / block_tokens;
@@ -39,8 +38,9 @@ void sim_summarize(const struct bench_run *run, struct sim_summary *summary) {
         n_cached += (double)record->cached_tokens;
         queue_us += (double)record->queue_us;
         if (run->block_tokens > 0) {
-            n_blocks += (double)((record->prompt_tokens + run->block_tokens - 1) / run->block_tokens);
-            n_found += (double)found_blocks(record, run->block_tokens);
+            uint64_t n_whole = (record->prompt_tokens + run->block_tokens - 1) / run->block_tokens;
+            n_blocks += (double)n_whole;
+            n_found += (double)found_blocks(record, n_whole, run->block_tokens);
         }
     }
     const struct belady_found *optimum = &run->optimum;
