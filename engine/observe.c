@@ -61,8 +61,7 @@ perch_status observe_open(perch_engine *e, perch_error *err) {
     cache_watch(e->kv, on_evict, e);
     e->sched.on_preempt = on_preempt;
     if (o->trace_file[0]) {
-        status =
-            trace_open(o->trace_file, model_name(o), e->backend->async ? KERNELS_LANES : 1, &e->observer.trace, err);
+        status = trace_open(o->trace_file, model_name(o), e->backend->async != NULL, &e->observer.trace, err);
     }
     if (!status && o->stats_file[0]) {
         status = open_stats_file(e, err);

@@ -15,7 +15,7 @@
 #define MOST_OF_A_PROCESS 1000 /* engines of one process in the folder */
 
 struct stats_file {
-    char path[PERCH_PATH_CAP + 32];
+    char path[2 * PERCH_PATH_CAP];
     int fd;
     stats_image *image;
 };
@@ -74,7 +74,12 @@ static void sweep(const char *folder) {
 static perch_status choose_path(stats_file *f, const char *file, perch_error *err) {
     char folder[PERCH_PATH_CAP];
     if (strcasecmp(file, "auto") != 0) {
-        snprintf(f->path, sizeof f->path, "%s", file);
+        /* Whole, so that it is still the name when the process has gone to another folder. */
+        bool relative = file[0] != '/' && getcwd(folder, sizeof folder);
+        int n = snprintf(f->path, sizeof f->path, "%s%s%s", relative ? folder : "", relative ? "/" : "", file);
+        if (n < 0 || (size_t)n >= sizeof f->path) {
+            return err_set(err, PERCH_E_CONFIG, "[engine] stats_file: the name of %s is too long", file);
+        }
         return is_taken(f->path) ? err_set(err, PERCH_E_BUSY, "[engine] stats_file: %s is another engine's", file)
                                  : PERCH_OK;
     }

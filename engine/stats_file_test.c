@@ -120,7 +120,7 @@ static void a_file_says_what_was_written_and_goes_with_its_engine(void) {
     CU_ASSERT_EQUAL(s.stats.steps, 77);
     CU_ASSERT_EQUAL(s.stats.trace_lost, 5);
     CU_ASSERT_EQUAL(s.at_us, sample.at_us);
-    CU_ASSERT_EQUAL(s.pid, getpid());
+    CU_ASSERT_EQUAL(s.pid, (uint32_t)getpid());
     CU_ASSERT_EQUAL(s.running, 1);
     CU_ASSERT_EQUAL(s.session_len, 4096);
     CU_ASSERT_TRUE(s.age_us < 60000000);
@@ -130,6 +130,17 @@ static void a_file_says_what_was_written_and_goes_with_its_engine(void) {
     stats_file_close(f);
     CU_ASSERT_EQUAL(read_file(path, &s, &err), PERCH_E_NOT_FOUND);
     CHECK_MSG(strstr(err.message, path) != NULL, "%s", err.message);
+}
+
+static void a_name_from_here_is_the_same_file_from_elsewhere(void) {
+    char here[512];
+    CU_ASSERT_PTR_NOT_NULL_FATAL(getcwd(here, sizeof here));
+    CU_ASSERT_EQUAL_FATAL(chdir(folder), 0);
+    stats_file *f = open_file("one");
+    CU_ASSERT_EQUAL_FATAL(chdir(here), 0);
+    CU_ASSERT_EQUAL(snapshot_of(in_folder("one")).running, 1);
+    stats_file_close(f);
+    CU_ASSERT_NOT_EQUAL(access(in_folder("one"), F_OK), 0);
 }
 
 static void a_living_engines_file_is_nobody_elses(void) {
@@ -165,10 +176,10 @@ static void what_a_dead_process_left_says_so_and_may_be_taken_over(void) {
     in_a_process_that_dies(leave_one);
     perch_snapshot s = snapshot_of(path);
     CU_ASSERT_EQUAL(s.running, 0);
-    CU_ASSERT_NOT_EQUAL(s.pid, getpid());
+    CU_ASSERT_NOT_EQUAL(s.pid, (uint32_t)getpid());
     stats_file *f = open_file(path);
     CU_ASSERT_EQUAL(snapshot_of(path).running, 1);
-    CU_ASSERT_EQUAL(snapshot_of(path).pid, getpid());
+    CU_ASSERT_EQUAL(snapshot_of(path).pid, (uint32_t)getpid());
     stats_file_close(f);
 }
 
@@ -307,6 +318,7 @@ int main(int argc, char **argv) {
         TEST(what_is_read_was_written_at_once),
         TEST(a_write_that_never_ends_is_not_waited_for),
         TEST(a_file_says_what_was_written_and_goes_with_its_engine),
+        TEST(a_name_from_here_is_the_same_file_from_elsewhere),
         TEST(a_living_engines_file_is_nobody_elses),
         TEST(what_a_dead_process_left_says_so_and_may_be_taken_over),
         TEST(auto_is_a_file_for_each_engine_and_tidies_up),

@@ -156,12 +156,12 @@ static perch_status make_sync(trace *t, perch_error *err) {
     return t->sync_made ? PERCH_OK : err_nomem(err, "the trace's mutex and condition variable");
 }
 
-static perch_status open_file(trace *t, const char *file, const char *name, uint32_t n_lanes, perch_error *err) {
+static perch_status open_file(trace *t, const char *file, const char *name, bool two_lanes, perch_error *err) {
     t->fd = open(file, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (t->fd < 0) {
         return err_set(err, PERCH_E_IO, "[engine] trace_file: cannot open %s: %s", file, strerror(errno));
     }
-    t->n_text = trace_format_begin(t->text, TEXT_BYTES, t->process, name, n_lanes);
+    t->n_text = trace_format_begin(t->text, TEXT_BYTES, t->process, name, two_lanes);
     return PERCH_OK;
 }
 
@@ -175,7 +175,7 @@ static perch_status start_thread(trace *t, perch_error *err) {
     return t->thread_made ? PERCH_OK : err_set(err, PERCH_E_NOMEM, "the trace's thread cannot be started");
 }
 
-perch_status trace_open(const char *file, const char *name, uint32_t n_lanes, trace **out, perch_error *err) {
+perch_status trace_open(const char *file, const char *name, bool two_lanes, trace **out, perch_error *err) {
     trace *t = calloc(1, sizeof *t);
     *out = NULL;
     if (!t) {
@@ -187,7 +187,7 @@ perch_status trace_open(const char *file, const char *name, uint32_t n_lanes, tr
     t->text = malloc(TEXT_BYTES);
     perch_status status = t->ring && t->text ? PERCH_OK : err_nomem(err, "the trace's ring");
     status = status ? status : make_sync(t, err);
-    status = status ? status : open_file(t, file, name, n_lanes, err);
+    status = status ? status : open_file(t, file, name, two_lanes, err);
     status = status ? status : start_thread(t, err);
     if (status) {
         trace_close(t);

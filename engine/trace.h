@@ -108,7 +108,7 @@ uint64_t trace_bytes(void);
  * Makes the file anew and starts the thread. name: of the process, as the viewer shows it. E_IO: it can't be opened, with the
  * reason; E_NOMEM.
  */
-perch_status trace_open(const char *file, const char *name, uint32_t n_lanes, trace **out, perch_error *err);
+perch_status trace_open(const char *file, const char *name, bool two_lanes, trace **out, perch_error *err);
 
 /* Writes what is left and ends the file. NULL is fine. */
 void trace_close(trace *t);
@@ -122,7 +122,7 @@ uint64_t trace_n_lost(const trace *t);
 /* trace_format.c: text[cap], without a 0. Each event but the first of a file begins with a comma. */
 #define TRACE_MOST_TEXT 2048u /* of one record, or of the beginning without the name */
 
-size_t trace_format_begin(char *text, size_t cap, uint32_t process, const char *name, uint32_t n_lanes);
+size_t trace_format_begin(char *text, size_t cap, uint32_t process, const char *name, bool two_lanes);
 size_t trace_format(char *text, size_t cap, uint32_t process, const trace_record *record);
 size_t trace_format_lost(char *text, size_t cap, uint32_t process, uint64_t at_us, uint64_t n);
 

@@ -181,16 +181,16 @@ static void add_name(text *t, uint32_t track, const char *name) {
         track, name);
 }
 
-size_t trace_format_begin(char *data, size_t cap, uint32_t process, const char *name, uint32_t n_lanes) {
-    static const char *const lanes[] = {"steps, lane 0", "steps, lane 1"};
+size_t trace_format_begin(char *data, size_t cap, uint32_t process, const char *name, bool two_lanes) {
     text t = {data, 0, cap, process};
     add(&t, "[\n{\"ph\":\"M\",\"name\":\"process_name\",\"pid\":%u,\"args\":{\"name\":\"perch ", process);
     for (; *name; name++) { /* what a JSON string would have to escape, and what may be no UTF-8, is left away */
         add(&t, "%c", *name < ' ' || *name > '~' || *name == '"' || *name == '\\' ? '?' : *name);
     }
     add(&t, "\"}}");
-    for (uint32_t lane = 0; lane < n_lanes; lane++) {
-        add_name(&t, TRACK_LANE + lane, n_lanes == 1 ? "steps" : lanes[lane]);
+    add_name(&t, TRACK_LANE, two_lanes ? "steps, lane 0" : "steps");
+    if (two_lanes) {
+        add_name(&t, TRACK_LANE + 1, "steps, lane 1");
     }
     add_name(&t, TRACK_CACHE, "cache");
     add_name(&t, TRACK_SCHEDULER, "scheduler");

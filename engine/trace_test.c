@@ -26,7 +26,7 @@ static const char *in_folder(const char *name) {
 static trace *open_trace(const char *path) {
     perch_error err = {.status = PERCH_OK};
     trace *t = NULL;
-    CHECK_MSG(trace_open(path, "a \"name\"\\\n\xff", 2, &t, &err) == PERCH_OK, "%s", err.message);
+    CHECK_MSG(trace_open(path, "a \"name\"\\\n\xff", true, &t, &err) == PERCH_OK, "%s", err.message);
     return t;
 }
 
@@ -147,7 +147,7 @@ static void every_kind_of_record_is_JSON_with_the_longest_numbers_too(void) {
         default:
             break;
         }
-        size_t n = trace_format_begin(text, sizeof text, UINT32_MAX, "m", 2);
+        size_t n = trace_format_begin(text, sizeof text, UINT32_MAX, "m", true);
         size_t more = trace_format(text + n, TRACE_MOST_TEXT, UINT32_MAX, &r);
         CHECK_MSG(more > 40 && more < TRACE_MOST_TEXT, "kind %d: %zu bytes", (int)kind, more);
         strcpy(text + n + more, "]");
@@ -158,7 +158,7 @@ static void every_kind_of_record_is_JSON_with_the_longest_numbers_too(void) {
 static void a_file_that_cannot_be_opened_is_a_status_that_names_it(void) {
     perch_error err;
     trace *t;
-    CU_ASSERT_EQUAL(trace_open(in_folder("no/such"), "m", 1, &t, &err), PERCH_E_IO);
+    CU_ASSERT_EQUAL(trace_open(in_folder("no/such"), "m", false, &t, &err), PERCH_E_IO);
     CU_ASSERT_PTR_NULL(t);
     CHECK_MSG(strstr(err.message, "/no/such: No such file") != NULL, "%s", err.message);
 }

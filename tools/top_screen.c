@@ -179,11 +179,11 @@ static void draw_ttft(struct screen *screen, const perch_stats *stats) {
 }
 
 static void draw_totals(struct screen *screen, const perch_stats *stats) {
+    uint64_t n_done = stats->requests_finished + stats->requests_cancelled;
     begin_line(screen, "since start");
     screen_put(screen, SCREEN_FAINT, "  %llu requests done  %llu failed  %llu prefill tokens  %llu decode tokens",
-               (unsigned long long)(stats->requests_finished + stats->requests_cancelled),
-               (unsigned long long)stats->requests_failed, (unsigned long long)stats->prefill_tokens,
-               (unsigned long long)stats->decode_tokens);
+               (unsigned long long)n_done, (unsigned long long)stats->requests_failed,
+               (unsigned long long)stats->prefill_tokens, (unsigned long long)stats->decode_tokens);
     screen_end_line(screen);
 }
 

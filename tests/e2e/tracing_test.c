@@ -373,7 +373,7 @@ static void the_statistics_file_says_what_the_engine_says(void) {
     CU_ASSERT_EQUAL(s.stats.requests_finished, 1);
     CU_ASSERT_TRUE(s.stats.ttft_p50_us > 0 && s.stats.ttft_p50_us <= s.stats.ttft_p99_us);
     CU_ASSERT_EQUAL(s.running, 1);
-    CU_ASSERT_EQUAL(s.pid, getpid());
+    CU_ASSERT_EQUAL(s.pid, (uint32_t)getpid());
     CU_ASSERT_EQUAL(s.session_len, SESSION);
     CU_ASSERT_STRING_EQUAL(s.model, "long");
     CU_ASSERT_TRUE(s.backend[0] != 0 && s.uptime_us > 0);
