@@ -28,8 +28,9 @@
  * in short runs, so that memory is still read nearly from front to back.
  */
 #define K_BLOCK 512u
+#define FEW_TOKENS (4 * TILE_M)
 #define K_BLOCK_FEW (TILE_VECTORS(TILE_M) * VL < CPU_PANEL ? 16u : K_BLOCK)
-/* Words of inputs that are widened to f32 at a time, where there is no product of bf16. */
+/* Words of inputs that are widened to f32 at a time. */
 #define WIDE_WORDS 32u
 
 /* What a register tile works on: rows of x and of sums are strides apart; vector v of word k lies at b[v] + k * b_stride. */
@@ -43,7 +44,7 @@ typedef struct tile_at {
     size_t n_words;
 } tile_at;
 
-/* sum[m][v] += Σ_k b[v][k] · x[m][k], words of one f32 or, with `pairs`, of two bf16 whose product the processor has. */
+/* sum[m][v] += Σ_k b[v][k] · x[m][k], words of one f32 or, with `pairs`, of two bf16. */
 ALWAYS_INLINE void tile_words(const size_t n_m, const size_t n_v, const bool pairs, const size_t b_stride,
                               const tile_at *at, vf (*sum)[TILE_N]) {
     (void)pairs;
@@ -176,7 +177,7 @@ static void gemm_store(const cpu_gemm *gemm, const float *sums, size_t first, si
 
 static void isa_gemm(const cpu_gemm *gemm, size_t panel, size_t t0, size_t t1, cpu_scratch *scratch) {
     const uint32_t *weights = gemm->panels + panel * gemm->n_words * CPU_PANEL;
-    size_t k_block = t1 - t0 <= TILE_M ? K_BLOCK_FEW : K_BLOCK;
+    size_t k_block = t1 - t0 <= FEW_TOKENS ? K_BLOCK_FEW : K_BLOCK;
     for (size_t k0 = 0; k0 < gemm->n_words; k0 += k_block) {
         for (size_t t = t0; t < t1; t += TILE_M) {
             size_t n_m = t1 - t < TILE_M ? t1 - t : TILE_M;

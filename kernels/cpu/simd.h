@@ -287,12 +287,19 @@ ALWAYS_INLINE float vf_max_lane(vf x) {
 
 #endif
 
+/* Whether words, each a pair of bf16, are best multiplied as they are; else both are widened to f32 before. */
+#define HAVE_DOT2 (VL == 16)
+#if HAVE_DOT2
+/* c + the product of words w and x (the even element in the low half), summed into f32. */
+ALWAYS_INLINE vf vf_dot2(vf c, vu w, vu x) {
 #if defined(__AVX512BF16__)
-#define HAVE_DOT2 1
-/* c + the product of words w and x, each a pair of bf16 (the even element in the low half), summed into f32. */
-ALWAYS_INLINE vf vf_dot2(vf c, vu w, vu x) { return _mm512_dpbf16_ps(c, (__m512bh)w, (__m512bh)x); }
+    return _mm512_dpbf16_ps(c, (__m512bh)w, (__m512bh)x);
 #else
-#define HAVE_DOT2 0
+    vu high = vu_set1(0xffff0000u);
+    c = vf_fma(vf_from_bits(vu_shl(w, 16)), vf_from_bits(vu_shl(x, 16)), c);
+    return vf_fma(vf_from_bits(vu_and(w, high)), vf_from_bits(vu_and(x, high)), c);
+#endif
+}
 #endif
 
 #endif

@@ -128,9 +128,11 @@ static void limit_add(const char *name, const char *unit, double work, size_t n_
     it->limit = limit;
 }
 
-static void limits_add(void) {
-    memory = test_alloc(READ_BYTES + 4096);
-    memset(memory, 1, READ_BYTES + 4096); /* pages of their own, and what is asked for ahead of the last */
+static void limits_add(side limit_side) {
+    void *buffer = NULL;
+    CHECK_OK(limit_side.b->alloc(limit_side.d, READ_BYTES + 4096, &buffer, ERR)); /* ahead of the last line, too */
+    memory = buffer;
+    memset(memory, 1, READ_BYTES + 4096);
     size_t n_reads = READ_BYTES >> 20;
     limit_add("limit: read, one stream", "GB/s", (double)READ_BYTES * 1e-9, n_reads, read_one_stream);
     limit_add("limit: read, asked for ahead", "GB/s", (double)READ_BYTES * 1e-9, n_reads, read_ahead);
@@ -222,7 +224,7 @@ static bool is_wanted(const char *isa) {
 }
 
 static void measure(void) {
-    limits_add();
+    limits_add(side_open_cpu(NULL, true, 1)); /* whose memory has pages as large as weights have */
     for (const char *const *isa = pair_isas(); *isa != NULL; isa++) {
         if (is_wanted(*isa)) {
             products_add(*isa, true);
@@ -240,7 +242,6 @@ static void measure(void) {
         }
     }
     report();
-    free(memory);
 }
 
 int main(int argc, char **argv) {
