@@ -15,6 +15,23 @@ uint32_t cache_pages_for(const cache *c, uint32_t n_tokens) {
     return (uint32_t)ceil_div(n_groups * c->config.group_bytes, c->config.page_bytes);
 }
 
+uint32_t cache_tokens_touching(const cache *c, uint32_t index) {
+    uint64_t n_tokens = ceil_div((index + (uint64_t)1) * c->config.page_bytes, c->config.group_bytes) * KV_GROUP_TOKENS;
+    return n_tokens < c->config.session_len ? (uint32_t)n_tokens : c->config.session_len;
+}
+
+uint32_t cache_tokens_in_front(const cache *c, uint32_t index) {
+    return (uint32_t)(index * c->config.page_bytes / c->config.group_bytes) * KV_GROUP_TOKENS;
+}
+
+uint32_t cache_tokens_behind(const cache *c, uint32_t index) {
+    return (uint32_t)ceil_div(index * c->config.page_bytes, c->config.group_bytes) * KV_GROUP_TOKENS;
+}
+
+uint32_t cache_first_page_of(const cache *c, uint32_t n_tokens) {
+    return (uint32_t)(n_tokens / KV_GROUP_TOKENS * c->config.group_bytes / c->config.page_bytes);
+}
+
 uint32_t cache_pages_per_slot(const cache_config *config) {
     uint64_t n_groups = ceil_div(config->session_len, KV_GROUP_TOKENS), bytes;
     if (config->page_bytes == 0 || __builtin_mul_overflow(n_groups, config->group_bytes, &bytes)) {
@@ -25,8 +42,10 @@ uint32_t cache_pages_per_slot(const cache_config *config) {
 }
 
 typedef struct sizes {
-    size_t pages, slots, places, commands, nodes, buckets, frames, queue; /* bytes of the arrays */
-    size_t cap_commands, n_nodes, n_buckets, queue_cap;
+    size_t pages, slots, places, commands, nodes, buckets, frames[CACHE_N_TIERS], copies,
+        queue;     /* bytes of the arrays */
+    size_t claims; /* what demoted entries may hold in all */
+    size_t cap_commands, n_nodes, n_buckets, queue_cap, n_claims;
 } sizes;
 
 /* Groups that can end in pages: more can't have KV, whoever they belong to. And two buckets for each. */
@@ -45,10 +64,15 @@ static bool count_nodes(const cache_config *config, sizes *out) {
            mul_size(out->n_buckets, sizeof(uint32_t), &out->buckets);
 }
 
-/* As many copies may be under way as there are pages, or frames. */
+/* As many transfers may be under way as there are pages, or frames. And two claims for each copy: some are void, or shared. */
 static bool count_copies(const cache_config *config, sizes *out) {
+    size_t n_copies = (size_t)config->n_frames + config->n_disk_frames;
     out->queue_cap = config->n_pages < config->n_frames ? config->n_pages : config->n_frames;
-    return mul_size(config->n_frames, sizeof(cache_frame), &out->frames) &&
+    out->n_claims = 2 * n_copies;
+    return mul_size(config->n_frames, sizeof(cache_frame), &out->frames[CACHE_HOST]) &&
+           mul_size(config->n_disk_frames, sizeof(cache_frame), &out->frames[CACHE_DISK]) &&
+           mul_size(n_copies, sizeof(cache_copy), &out->copies) &&
+           mul_size(out->n_claims, sizeof(cache_claim), &out->claims) &&
            mul_size(out->queue_cap, sizeof(cache_moving), &out->queue);
 }
 
@@ -82,6 +106,10 @@ static perch_status check_config(const cache_config *config, perch_error *err) {
                        "cache: session_len %u with %llu bytes a group is more than can be addressed",
                        config->session_len, (unsigned long long)config->group_bytes);
     }
+    if ((config->n_disk_frames && !config->n_frames) || config->n_disk_frames >= CACHE_NO_COPY - config->n_frames) {
+        return err_set(err, PERCH_E_INVALID, "cache: a disk tier of %u frames behind a host tier of %u",
+                       config->n_disk_frames, config->n_frames);
+    }
     if (config->n_pages == CACHE_NO_PAGE) {
         return err_set(err, PERCH_E_INVALID, "cache: n_pages is %u, more than can be numbered", config->n_pages);
     }
@@ -97,7 +125,8 @@ uint64_t cache_host_bytes(const cache_config *config) {
     if (check_config(config, NULL) != PERCH_OK || !compute_sizes(config, &s)) {
         return 0;
     }
-    return sizeof(cache) + s.pages + s.slots + s.places + s.commands + s.nodes + s.buckets + s.frames + 2 * s.queue;
+    return sizeof(cache) + s.pages + s.slots + s.places + s.commands + s.nodes + s.buckets + s.frames[CACHE_HOST] +
+           s.frames[CACHE_DISK] + s.copies + s.claims + 2 * s.queue;
 }
 
 /* ------------------------------------------------------- create, destroy -- */
@@ -128,14 +157,20 @@ perch_status cache_create(const cache_config *config, cache **out, perch_error *
     c->nodes = s.nodes ? calloc(1, s.nodes) : NULL;
     c->buckets = s.nodes ? calloc(1, s.buckets) : NULL;
     if (config->n_frames) {
-        c->frames = calloc(1, s.frames);
+        c->tiers[CACHE_HOST].items = calloc(1, s.frames[CACHE_HOST]);
+        c->copies = calloc(1, s.copies);
         c->queues[0].items = calloc(1, s.queue);
         c->queues[1].items = calloc(1, s.queue);
+    }
+    if (config->n_disk_frames) {
+        c->tiers[CACHE_DISK].items = calloc(1, s.frames[CACHE_DISK]);
     }
     list_init(&c->lru);
     list_init(&c->closed);
     if (!c->pages || !c->slots || !c->places || !c->commands || (s.nodes && (!c->nodes || !c->buckets)) ||
-        (config->n_frames && (!c->frames || !c->queues[0].items || !c->queues[1].items))) {
+        (config->n_frames &&
+         (!c->tiers[CACHE_HOST].items || !c->copies || !c->queues[0].items || !c->queues[1].items)) ||
+        (config->n_disk_frames && !c->tiers[CACHE_DISK].items)) {
         cache_destroy(c);
         return err_nomem(err, "the cache's tables of pages, slots, commands and prefixes");
     }
@@ -144,6 +179,7 @@ perch_status cache_create(const cache_config *config, cache **out, perch_error *
     pool_init(c);
     slot_init(c);
     c->queue_cap = s.queue_cap;
+    c->max_demoted_claims = s.n_claims;
     prefix_init(c);
     tier_init(c);
     *out = c;
@@ -163,7 +199,9 @@ void cache_destroy(cache *c) {
     free(c->commands);
     free(c->nodes);
     free(c->buckets);
-    free(c->frames);
+    free(c->tiers[CACHE_HOST].items);
+    free(c->tiers[CACHE_DISK].items);
+    free(c->copies);
     free(c->queues[0].items);
     free(c->queues[1].items);
     free(c);
@@ -328,7 +366,7 @@ void cache_unpin(cache *c, cache_entry *e) {
     e->pinned = false;
     e->used_us = c->now_us;
     prefix_forget_promises(c, e);
-    tier_cancel(c, e);
+    load_cancel(c, e);
     for (uint32_t i = 0; i < e->n_pages; i++) {
         pool_unpin(c, e->pages[i]);
     }
@@ -361,13 +399,12 @@ void cache_stats_get(const cache *c, cache_stats *out) {
         .n_closed_entries = c->n_closed,
         .n_nodes = c->n_nodes_used,
         .adopted_tokens = c->adopted_tokens,
-        .saved_pages = c->saved_pages,
-        .restored_pages = c->restored_pages,
-        .restored_tokens = c->restored_tokens,
+        .tiers = c->tier_stats,
         .evictions = c->evictions,
         .evicted_pages = c->evicted_pages,
         .copied_pages = c->copied_pages,
         .maps = c->maps,
         .unmaps = c->unmaps,
     };
+    out->tiers.n_demoted = (uint32_t)c->n_demoted_claims;
 }

@@ -35,28 +35,54 @@ typedef struct cache_entry cache_entry;
 
 #define CACHE_NO_SLOT UINT32_MAX
 
+typedef enum cache_tier { CACHE_HOST = 0, CACHE_DISK = 1, CACHE_N_TIERS = 2 } cache_tier;
+
+/* How KV comes back that copies of exist: AUTO is as cache_costs say, the rest is for measurements. */
+typedef enum cache_restore {
+    CACHE_RESTORE_AUTO = 0,
+    CACHE_RESTORE_LOAD = 1,
+    CACHE_RESTORE_COMPUTE = 2,
+    CACHE_RESTORE_BOTH = 3
+} cache_restore;
+
 typedef struct cache_config {
     uint64_t page_bytes;
     uint64_t group_bytes;
     uint32_t n_pages;
     uint32_t n_slots;
-    uint32_t session_len; /* tokens; sizes a slot: ceil(ceil(session_len / 16) * group_bytes / page_bytes) pages */
-    uint32_t chunk_pages; /* an entry grows by multiples of this (capped at the slot); 0 = the whole slot at once */
-    bool prefix_index;    /* entries find what others have computed of their tokens */
-    uint32_t n_frames;    /* of the host tier, each with room for a page; 0 = there is none */
-    uint64_t hash_seed;   /* of the index: unknown to tenants, so that none can make up prompts that fall together */
+    uint32_t session_len;   /* tokens; sizes a slot: ceil(ceil(session_len / 16) * group_bytes / page_bytes) pages */
+    uint32_t chunk_pages;   /* an entry grows by multiples of this (capped at the slot); 0 = the whole slot at once */
+    bool prefix_index;      /* entries find what others have computed of their tokens */
+    uint32_t n_frames;      /* of the host tier, each with room for a page; 0 = there is none */
+    uint32_t n_disk_frames; /* likewise of the disk tier, which needs a frame of the host tier at least */
+    cache_restore restore;
+    uint64_t hash_seed; /* of the index: unknown to tenants, so that none can make up prompts that fall together */
 } cache_config;
+
+/* Since create, but for the gauges. */
+typedef struct cache_tier_stats {
+    uint64_t saved_pages, restored_pages;   /* copied to the host tier, and back */
+    uint64_t restored_tokens;               /* that became valid so, without being computed */
+    uint64_t spilled_pages;                 /* written to the disk tier */
+    uint64_t fetched_pages, fetched_tokens; /* read from there */
+    uint64_t corrupt_pages;                 /* were not what had been written */
+    uint64_t failed_reads, failed_writes;
+    uint64_t raced_tokens;    /* computed in front while what is behind was loaded */
+    uint64_t declined_tokens; /* there were copies, and computing was quicker */
+    bool disk_off;            /* it failed again and again, and is not used any more */
+    uint32_t n_demoted;       /* gauge: claims that evicted entries hold */
+} cache_tier_stats;
 
 typedef struct cache_stats {
     uint32_t n_pages, n_free;
     uint32_t n_pinned; /* pages with a pinned owner */
     uint32_t n_idle;   /* pages with idle owners only: n_free + n_pinned + n_idle = n_pages */
     uint32_t n_slots, n_slots_pinned;
-    uint64_t n_resident_entries;                           /* idle entries that hold pages, */
-    uint64_t n_closed_entries;                             /* and those that were closed and hold some */
-    uint32_t n_nodes;                                      /* groups of tokens that the index knows */
-    uint64_t adopted_tokens;                               /* since create: what entries took from others */
-    uint64_t saved_pages, restored_pages, restored_tokens; /* since create: copied to the host tier, and back */
+    uint64_t n_resident_entries; /* idle entries that hold pages, */
+    uint64_t n_closed_entries;   /* and those that were closed and hold some */
+    uint32_t n_nodes;            /* groups of tokens that the index knows */
+    uint64_t adopted_tokens;     /* since create: what entries took from others */
+    cache_tier_stats tiers;
     /*
      * Since create. evictions: times that an entry lost valid KV to someone else, at most once a call that evicts, closed
      * ones not counted; evicted_pages: pages that carried it. Spare pages that are taken from an idle entry are not counted.
@@ -154,10 +180,12 @@ void cache_publish(cache *c, cache_entry *e, const int32_t *tokens, uint32_t n_t
 void cache_promise(cache *c, cache_entry *e, const int32_t *tokens, uint32_t n_tokens);
 
 /*
- * The host tier. Idle entries that are next to be evicted are copied to frames ahead of time (save), so that eviction itself
- * never waits: it drops pages whose bytes are safe, and those that are not are computed again. What an entry has lost comes back by
- * copies as well (load) once it has pages for it. Copies run beside the steps; the engine carries them out and reports
- * when they are done. A frame is used again for another page in the order of last use, and whoever counted on it notices.
+ * The tiers below the device. Idle entries that are next to be evicted are copied to frames of host memory ahead of time (save), so
+ * that eviction itself never waits: it drops pages whose bytes are safe, and those that are not are computed again. Frames of the
+ * host tier that are next to be used again are written to the disk tier ahead of time in the same way, so that taking one never
+ * waits. What an entry has lost comes back (load) once it has pages for it: from the end on, while its row computes from
+ * the front where that is worth it, until the two meet. All of it runs beside the steps; the engine carries it out and
+ * reports what is done. Frames are used again in the order of last use, and whoever counted on them notices.
  */
 typedef enum cache_direction { CACHE_STORE = 0, CACHE_LOAD = 1 } cache_direction;
 
@@ -166,23 +194,33 @@ typedef struct cache_transfer {
 } cache_transfer;
 
 /*
- * Asks for copies of the pages that will be evicted next, as far as they have none. To be called every step: it looks around
- * in one call of a few, O(1,024 pages, or those of a slot); `now`: in this one. Whether it asked for any.
+ * Asks for copies of the pages that will be evicted next, as far as they have none, and of frames that will be used again next, on
+ * the disk. To be called every step: it looks around in one call of a few, O(1,024 pages, or those of a slot); `now`: in this
+ * one. Whether it asked for any.
  */
 bool cache_save(cache *c, bool now);
 
-/* How many of the first n_tokens tokens the idle, reserved entry could have without computing: on the device or by load. */
-uint32_t cache_restorable(cache *c, cache_entry *e, uint32_t n_tokens);
-
 /*
- * After pin and an extend to n_tokens at least: asks for what the last cache_restorable found. Returns what it has when that is
- * done, n_valid if it is nothing more. Until then the entry is `loading`, and is neither extended nor committed; unpin gives it up.
+ * After pin and an extend beyond n_tokens: begins to load what there are copies of, of the first n_tokens tokens, if that is quicker
+ * than computing it. Returns how many tokens it has when that is done, those that are computed in front not counted;
+ * n_valid if it loads nothing. Until then the entry is `loading`: it is not extended, and committed up to
+ * cache_entry_may_compute at most; unpin gives it up. cache_restore_more goes on with all of them, before each plan.
+ * O(pages of the n_tokens, entries that are loading)
  */
-uint32_t cache_load(cache *c, cache_entry *e);
+uint32_t cache_load(cache *c, cache_entry *e, uint32_t n_tokens);
+void cache_restore_more(cache *c);
+bool cache_entry_loading(const cache_entry *e);
+uint32_t cache_entry_may_compute(const cache *c, const cache_entry *e); /* tokens; UINT32_MAX if it is not loading */
+
 /* What truncate does to copies alone: for tokens whose KV the entry has lost, and that the sequence turned out not to have. */
 void cache_truncate_copies(cache *c, cache_entry *e, uint32_t n_tokens);
-bool cache_entry_loading(const cache_entry *e);
-uint32_t cache_entry_n_saved(const cache *c, const cache_entry *e); /* tokens beyond n_valid that the tier has */
+
+/* Tokens beyond n_valid that could be loaded: from the host tier, and those that lie on the disk alone. O(pages) */
+typedef struct cache_saved {
+    uint32_t n_host, n_disk;
+} cache_saved;
+
+cache_saved cache_entry_saved(const cache *c, const cache_entry *e);
 
 /* Copies asked for and not sent yet: the first of them, at most cap. Behind the commands of the same time. */
 size_t cache_transfers(const cache *c, cache_direction direction, cache_transfer *out, size_t cap);
@@ -192,6 +230,27 @@ void cache_transfers_sent(cache *c, cache_direction direction, size_t n, uint64_
 void cache_transfers_done(cache *c, cache_direction direction, uint64_t ticket);
 /* The oldest ticket under way; 0: none. */
 uint64_t cache_transfers_pending(const cache *c, cache_direction direction);
+
+/* What is to be read or written: between a frame of the host tier and one of the disk tier, in any order. */
+#define CACHE_DISK_REQUESTS 256u /* asked for and not done, at most */
+
+typedef struct cache_disk_request {
+    bool write;
+    uint32_t frame, disk_frame;
+    uint32_t index, n_tokens; /* which page of its sequence it is, and the tokens that the sequence had; */
+    uint64_t n_bytes;         /* so many of the page's count */
+} cache_disk_request;
+
+typedef enum cache_disk_outcome {
+    CACHE_DISK_OK = 0,
+    CACHE_DISK_CORRUPT = 1, /* what was read is not what was written */
+    CACHE_DISK_FAILED = 2
+} cache_disk_outcome;
+
+size_t cache_disk_requests(cache *c, cache_disk_request *out, size_t cap); /* takes those that nobody has taken */
+/* What was taken for this frame is done. After some failures in a row the disk tier is not used any more. */
+void cache_disk_done(cache *c, uint32_t disk_frame, cache_disk_outcome outcome);
+uint32_t cache_disk_pending(const cache *c); /* requests asked for and not done */
 
 typedef struct cache_found {
     uint32_t n_tokens;         /* some entry, perhaps e, has the KV of so many of the tokens, in whole groups; */
@@ -242,8 +301,6 @@ void cache_watch(cache *c, cache_evict_fn fn, void *user);
  * What it takes to have KV that is not on the device, in microseconds, as the engine measures it. All zero, as after create: not
  * known; what can be loaded is loaded, and the KV of all tokens is worth the same.
  */
-typedef enum cache_tier { CACHE_HOST = 0, CACHE_DISK = 1, CACHE_N_TIERS = 2 } cache_tier;
-
 typedef struct cache_costs {
     double compute_us;              /* to compute a token at position 0, in a step of the usual load, */
     double compute_us_per_position; /* and what each position before it adds */

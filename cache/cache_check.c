@@ -7,13 +7,15 @@
 #include <stdlib.h>
 
 typedef struct recount {
-    uint32_t *owners;  /* [n_pages] */
-    uint32_t *pinned;  /* [n_pages] */
-    uint32_t *mapped;  /* [n_pages] places */
-    uint32_t *live;    /* [n_pages] of which live */
-    uint64_t * xor ;   /* [n_pages] of the places */
-    uint8_t *free;     /* [n_pages] is in the free list */
-    cache_node *nodes; /* [n_nodes + 1] their n_holders, n_promises */
+    uint32_t *owners;              /* [n_pages] */
+    uint32_t *pinned;              /* [n_pages] */
+    uint32_t *mapped;              /* [n_pages] places */
+    uint32_t *live;                /* [n_pages] of which live */
+    uint64_t * xor ;               /* [n_pages] of the places */
+    uint8_t *free;                 /* [n_pages] is in the free list */
+    cache_node *nodes;             /* [n_nodes + 1] their n_holders, n_promises */
+    uint32_t *busy[CACHE_N_TIERS]; /* [n_frames], [n_disk_frames] and one */
+    uint32_t n_filling;            /* frames of the disk tier that are read or written */
 } recount;
 
 /* The nodes that an entry holds and promises are as many as it says, up to the first group. */
@@ -167,29 +169,124 @@ static const char *check_places(const cache *c, recount *n) {
                                                            : NULL;
 }
 
-/* Copies under way hold their pages, and keep their frames out of the list of those that can be used again. */
-static const char *check_queues(const cache *c, recount *n) {
-    uint32_t n_lru = 0, n_busy = 0;
+/* ------------------------------------------------- below the device -- */
+
+/* Those in the queues hold their pages, and their host frames. */
+static const char *count_queues(const cache *c, recount *n) {
     for (int direction = 0; direction < 2; direction++) {
         const cache_queue *q = &c->queues[direction];
         for (uint64_t i = q->begin; i < q->end; i++) {
             const cache_moving *m = &q->items[i % c->queue_cap];
             n->owners[m->page]++;
             n->pinned[m->page]++;
-            if (c->frames[m->frame].n_busy == 0 || (m->entry && (!m->entry->pinned || !m->entry->n_loading))) {
-                return "a copy is under way for a frame or an entry that does not know of it";
+            n->busy[CACHE_HOST][m->frame]++;
+            if (m->entry && (!m->entry->restoring || !c->slots[m->entry->slot].load.n_loading)) {
+                return "a transfer is under way for an entry that does not know of it";
             }
         }
     }
-    for (const list_link *at = c->frame_lru.next; at != &c->frame_lru; at = at->next) {
-        if (at->next->prev != at || n_lru++ > c->config.n_frames || ((const cache_frame *)at)->n_busy) {
-            return "the list of frames is broken";
+    return NULL;
+}
+
+/* Entries that restore hold the frames of what they are about to load. */
+static const char *count_restoring(const cache *c, recount *n) {
+    for (const list_link *at = c->restoring.next; at != &c->restoring; at = at->next) {
+        const cache_loading *l = (const cache_loading *)at;
+        const cache_entry *e = l->entry;
+        if (at->next->prev != at || !e->restoring || !e->pinned || &c->slots[e->slot].load != l ||
+            l->end > e->n_pages) {
+            return "the list of entries that restore is broken";
+        }
+        if (l->hold_low > l->low || l->low > l->end || l->n_loading > l->end - l->low) {
+            return "an entry loads more than it has asked for";
+        }
+        if (l->n_loading > 0 && e->n_valid > l->n_began && cache_pages_for(c, e->n_valid) > l->low) {
+            return "an entry computes in a page that it loads";
+        }
+        for (uint32_t i = l->hold_low; i < l->low; i++) {
+            const cache_copy *copy = &c->copies[e->copies[i].copy];
+            if (copy->frame[CACHE_HOST] == CACHE_NO_FRAME || copy->generation != e->copies[i].generation) {
+                return "an entry holds a frame that it has lost";
+            }
+            n->busy[CACHE_HOST][copy->frame[CACHE_HOST]]++;
         }
     }
-    for (uint32_t frame = 0; frame < c->config.n_frames; frame++) {
-        n_busy += c->frames[frame].n_busy > 0;
+    return NULL;
+}
+
+static const char *check_demoted(const cache *c) {
+    uint64_t n_claims = 0;
+    bool has_sweep = c->sweep == &c->demoted;
+    for (const list_link *at = c->demoted.next; at != &c->demoted; at = at->next) {
+        const cache_entry *e = (const cache_entry *)at;
+        has_sweep = has_sweep || at == c->sweep;
+        n_claims += e->n_copies;
+        if (at->next->prev != at || !e->demoted || e->pinned || e->n_pages || e->n_reserved || !e->copies) {
+            return "the list of demoted entries is broken";
+        }
     }
-    return n_lru + n_busy == c->config.n_frames ? NULL : "a frame is lost";
+    return n_claims == c->n_demoted_claims && n_claims <= c->max_demoted_claims && has_sweep
+               ? NULL
+               : "demoted entries have another number of claims";
+}
+
+static const char *check_frames(const cache *c, cache_tier tier, recount *n) {
+    const cache_frames *t = &c->tiers[tier];
+    uint32_t n_lru = 0, n_busy = 0;
+    for (const list_link *at = t->lru.next; at != &t->lru; at = at->next) {
+        if (at->next->prev != at || n_lru++ > t->n_used || ((const cache_frame *)at)->n_busy) {
+            return "a list of frames is broken";
+        }
+    }
+    for (uint32_t frame = 0; frame < t->n_used; frame++) {
+        const cache_frame *f = &t->items[frame];
+        n_busy += f->n_busy > 0;
+        /* A read or write: what is being filled, and where from. */
+        uint32_t other = f->copy == CACHE_NO_COPY ? CACHE_NO_FRAME : c->copies[f->copy].frame[1 - tier];
+        bool both = other != CACHE_NO_FRAME;
+        bool filled = both && !f->broken && f->filling, fills = both && c->tiers[1 - tier].items[other].filling;
+        fills = fills && !c->tiers[1 - tier].items[other].broken;
+        n->busy[tier][frame] += filled || fills ? 1u : 0u;
+        n->n_filling += tier == CACHE_DISK && (filled || fills);
+        if (f->n_busy != n->busy[tier][frame]) {
+            return "a frame's count of those that are busy with it is wrong";
+        }
+        if (f->copy != CACHE_NO_COPY && c->copies[f->copy].frame[tier] != frame) {
+            return "a copy does not lie where it is";
+        }
+    }
+    return n_lru + n_busy == t->n_used ? NULL : "a frame is lost";
+}
+
+static const char *check_copies(const cache *c) {
+    uint32_t n_free = 0, n_void = 0;
+    for (uint32_t i = c->free_copy; i != CACHE_NO_COPY; i = c->copies[i].next) {
+        if (n_free++ > c->n_copies_used) {
+            return "the list of void copies is broken";
+        }
+    }
+    for (uint32_t i = 0; i < c->n_copies_used; i++) {
+        bool lies = false;
+        for (int tier = 0; tier < CACHE_N_TIERS; tier++) {
+            uint32_t frame = c->copies[i].frame[tier];
+            lies = lies || frame != CACHE_NO_FRAME;
+            if (frame != CACHE_NO_FRAME && c->tiers[tier].items[frame].copy != i) {
+                return "a copy lies in a frame that has something else";
+            }
+        }
+        n_void += !lies;
+    }
+    return n_void == n_free ? NULL : "a copy is lost";
+}
+
+static const char *check_tiers(const cache *c, recount *n) {
+    const char *broken = count_queues(c, n);
+    broken = broken ? broken : count_restoring(c, n);
+    broken = broken ? broken : check_demoted(c);
+    broken = broken ? broken : check_frames(c, CACHE_HOST, n);
+    broken = broken ? broken : check_frames(c, CACHE_DISK, n);
+    broken = broken ? broken : check_copies(c);
+    return broken ? broken : n->n_filling != c->n_disk_pending ? "reads and writes are another number" : NULL;
 }
 
 static const char *check_pages(const cache *c, const recount *n) {
@@ -234,13 +331,17 @@ const char *cache_check(const cache *c) {
                  calloc(n_pages, sizeof *n.live),
                  calloc(n_pages, sizeof *n.xor),
                  calloc(n_pages, sizeof *n.free),
-                 calloc((size_t)c->n_nodes + 1, sizeof *n.nodes)};
+                 calloc((size_t)c->n_nodes + 1, sizeof *n.nodes),
+                 {calloc((size_t)c->config.n_frames + 1, sizeof **n.busy),
+                  calloc((size_t)c->config.n_disk_frames + 1, sizeof **n.busy)},
+                 0};
     const char *broken = "out of memory for the check";
-    if (n.owners && n.pinned && n.mapped && n.live && n.xor &&n.free && n.nodes) {
+    if (n.owners && n.pinned && n.mapped && n.live && n.xor &&n.free && n.nodes && n.busy[CACHE_HOST] &&
+        n.busy[CACHE_DISK]) {
         broken = check_entries(c, &n);
         broken = broken ? broken : check_slots(c);
         broken = broken ? broken : check_places(c, &n);
-        broken = broken ? broken : check_queues(c, &n);
+        broken = broken ? broken : check_tiers(c, &n);
         broken = broken ? broken : check_pages(c, &n);
         broken = broken ? broken : check_nodes(c, &n);
     }
@@ -251,5 +352,7 @@ const char *cache_check(const cache *c) {
     free(n.xor);
     free(n.free);
     free(n.nodes);
+    free(n.busy[CACHE_HOST]);
+    free(n.busy[CACHE_DISK]);
     return broken;
 }

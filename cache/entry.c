@@ -29,24 +29,22 @@ void cache_entry_destroy(cache *c, cache_entry *e) {
         c->n_resident++;
     }
     cache_truncate(c, e, 0);
+    claims_drop(c, e);
     entry_free(e);
 }
 
 void entry_free(cache_entry *e) {
     free(e->pages);
-    free(e->copies);
     free(e);
 }
 
 /* There may be as many closed entries as groups in the pool: they keep no room to grow, and no copies. */
-static void give_back_room(cache_entry *e) {
+static void give_back_room(cache *c, cache_entry *e) {
     uint32_t *pages = e->n_pages > 0 ? realloc(e->pages, e->n_pages * sizeof *pages) : NULL;
     if (pages) {
         e->pages = pages;
     }
-    free(e->copies);
-    e->copies = NULL;
-    e->n_saved = 0;
+    claims_drop(c, e);
 }
 
 void cache_entry_close(cache *c, cache_entry *e) {
@@ -67,24 +65,18 @@ void cache_entry_close(cache *c, cache_entry *e) {
     }
     list_remove(&e->link);
     list_push_back(&c->closed, &e->link);
-    give_back_room(e);
+    give_back_room(c, e);
     e->n_reserved = 0;
     e->closed = true;
     c->n_resident--;
     c->n_closed++;
 }
 
-static perch_status ensure_array(const cache *c, cache_entry *e, perch_error *err) {
+static perch_status ensure_array(cache *c, cache_entry *e, perch_error *err) {
     if (!e->pages) {
         e->pages = calloc(c->pages_per_slot, sizeof *e->pages);
     }
-    if (e->pages && !e->copies && c->config.n_frames) {
-        e->copies = calloc(c->pages_per_slot, sizeof *e->copies);
-        if (!e->copies) {
-            return err_nomem(err, "the copies of a cache entry");
-        }
-    }
-    return e->pages ? PERCH_OK : err_nomem(err, "the page array of a cache entry");
+    return e->pages ? claims_reserve(c, e, err) : err_nomem(err, "the page array of a cache entry");
 }
 
 perch_status cache_entry_reserve(cache *c, cache_entry *e, perch_error *err) {
@@ -95,15 +87,11 @@ perch_status cache_entry_reserve(cache *c, cache_entry *e, perch_error *err) {
     return status;
 }
 
-static void free_arrays_if_unused(const cache *c, cache_entry *e) {
+static void free_arrays_if_unused(cache *c, cache_entry *e) {
     if (e->n_pages == 0 && e->n_reserved == 0 && !e->pinned) {
         free(e->pages);
         e->pages = NULL;
-        if (e->copies && cache_entry_n_saved(c, e) == 0) {
-            free(e->copies);
-            e->copies = NULL;
-            e->n_saved = 0;
-        }
+        claims_settle(c, e);
     }
 }
 
@@ -144,7 +132,8 @@ void entry_settle(cache *c, cache_entry *e) {
 void cache_commit(cache_entry *e, uint32_t n_valid) {
     uint32_t written = n_valid < e->n_ready ? n_valid : e->n_ready;
     /* Never less than before: a page may be shared by now, and what was ready must lie behind the valid tokens. */
-    e->n_valid = e->n_valid > written ? e->n_valid : written;
+    e->stride = written > e->n_valid ? written - e->n_valid : 0;
+    e->n_valid += e->stride;
 }
 
 void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens) {
@@ -152,6 +141,10 @@ void cache_truncate(cache *c, cache_entry *e, uint32_t n_tokens) {
     uint32_t keep = cache_pages_for(c, n_tokens);
     prefix_shrink(c, e, n_tokens);
     cache_truncate_copies(c, e, n_tokens);
+    if (e->restoring && n_tokens < c->slots[e->slot].load.n_restored) {
+        load_cancel(c, e);
+        e->n_ready = e->n_valid; /* some pages are being written to: extend sees to that */
+    }
     e->n_valid = e->n_valid < n_tokens ? e->n_valid : n_tokens;
     e->n_ready = e->n_ready < n_tokens ? e->n_ready : n_tokens;
     if (e->n_pages <= keep) {

@@ -20,24 +20,43 @@
 #define CACHE_NO_PAGE UINT32_MAX
 #define CACHE_NO_NODE UINT32_MAX
 
+#define CACHE_NO_COPY UINT32_MAX
+#define CACHE_NO_FRAME UINT32_MAX
+
 /*
- * What a frame of the host tier has of a page: its bytes when the sequence had n_tokens tokens. There is none if the frame's
- * generation is another by now.
+ * What a copy has of a page: its bytes when the sequence had n_tokens tokens. There is none if the copy's generation is another
+ * by now, or 0.
  */
-typedef struct cache_copy {
-    uint32_t frame, generation;
+typedef struct cache_claim {
+    uint32_t copy, generation;
     uint32_t n_tokens;
+} cache_claim;
+
+/* The bytes of a page, in a frame of either tier or of both. */
+typedef struct cache_copy {
+    uint32_t frame[CACHE_N_TIERS]; /* CACHE_NO_FRAME: not there */
+    uint32_t generation;           /* counts up when it lies nowhere any more; from 1 */
+    uint32_t index, n_tokens;      /* which page of its sequence, which had so many tokens then */
+    uint32_t next;                 /* of those that lie nowhere */
 } cache_copy;
 
-/* A frame that nothing is copied to or from is in c->frame_lru, those that were never used first. */
+/* Room for a page. In its tier's list while nobody is busy with it. */
 typedef struct cache_frame {
     list_link link;
-    uint32_t generation; /* counts up when the frame gets another content; from 1 */
-    uint32_t n_busy;     /* copies under way */
-    bool storing;        /* to it: its content is not there yet */
+    uint32_t copy;   /* CACHE_NO_COPY: empty */
+    uint32_t n_busy; /* transfers that it takes part in, and entries that are about to load it */
+    bool filling;    /* its content is not there yet, */
+    bool broken;     /* and never will be: it is emptied when nobody is busy with it */
+    bool used;       /* since it left the list: it returns to its end */
 } cache_frame;
 
-/* A copy that was asked for. It holds its page, as a pinned owner, until it is done. */
+typedef struct cache_frames {
+    cache_frame *items; /* [n], of which n_used were ever used */
+    uint32_t n, n_used;
+    list_link lru;
+} cache_frames;
+
+/* A transfer between page and host frame that was asked for. It holds its page, as a pinned owner, until it is done. */
 typedef struct cache_moving {
     uint64_t ticket;
     uint32_t page, frame;
@@ -56,12 +75,29 @@ typedef struct cache_page {
     uint32_t n_pinned;   /* of which pinned */
     uint32_t n_places;   /* places where it is mapped */
     uint64_t places_xor; /* of their numbers: what is left when there is one is that one */
-    cache_copy copy;     /* of what it holds */
+    cache_claim copy;    /* of what it holds */
 } cache_page;
+
+/* What the pinned holder of a slot gets back: see load.c. */
+typedef struct cache_loading {
+    list_link link; /* in restoring */
+    cache_entry *entry;
+    bool computes;       /* its row computes from the front meanwhile */
+    uint32_t floor, end; /* pages that are to be loaded, from the end on; */
+    uint32_t low;        /* of which [low, end) are loaded or on their way, */
+    uint32_t hold_low;   /* and the frames of [hold_low, low) are held for it */
+    uint32_t goal;       /* how far down it asks for now, */
+    uint32_t n_asked;    /* and how many pages that were */
+    uint32_t n_loading;  /* transfers that it waits for */
+    uint32_t n_restored; /* tokens that are valid when all is there */
+    uint32_t n_began;    /* and that were when it began */
+    double page_us;      /* to load one of its pages */
+} cache_loading;
 
 typedef struct cache_slot {
     list_link link; /* in free_slots (no holder) or idle_slots (idle holder) */
     cache_entry *holder;
+    cache_loading load;
 } cache_slot;
 
 /* A group of tokens behind all of its parents': see prefix.c. Those not in use are a list by `next`. */
@@ -87,7 +123,7 @@ typedef struct cache_growth {
 } cache_growth;
 
 struct cache_entry {
-    list_link link;  /* in lru, or in closed, while idle and n_pages > 0 */
+    list_link link;  /* in lru or closed while idle and n_pages > 0, or in demoted */
     uint32_t *pages; /* [pages_per_slot], or NULL: holds none and is not reserved */
     uint64_t n_evictions;
     uint64_t used_us; /* by the cache's time: when it was last pinned, or given others' pages */
@@ -99,11 +135,13 @@ struct cache_entry {
     bool pinned;
     bool closed; /* nobody's any more: goes with its last page */
 
-    /* tier.c */
-    cache_copy *copies;  /* [pages_per_slot] of pages that it has lost; NULL without a host tier or a page array */
-    uint32_t n_saved;    /* tokens that it had when it lost them */
-    uint32_t n_loading;  /* copies that it waits for; */
-    uint32_t n_restored; /* then so many tokens are valid */
+    /* claims.c, load.c */
+    bool demoted;        /* in the list of those that have nothing but copies */
+    bool restoring;      /* its slot says what */
+    uint32_t stride;     /* tokens that the last commit added */
+    cache_claim *copies; /* [n_copies] of pages that it has lost; pages_per_slot while it is reserved or has pages */
+    uint32_t n_copies;
+    uint32_t n_saved; /* tokens that it had when it lost them */
 
     /* prefix.c. The nodes that it holds are those of its first groups; what it promises follows on them. */
     uint64_t name_space;
@@ -132,11 +170,20 @@ struct cache {
     uint64_t bucket_mask;
     uint32_t n_nodes, n_nodes_used, free_node;
 
-    cache_frame *frames; /* [config.n_frames] */
-    list_link frame_lru;
+    cache_frames tiers[CACHE_N_TIERS];
+    cache_copy *copies; /* [n_copies], of which n_copies_used were ever used; those that lie nowhere are a list */
+    uint32_t n_copies, n_copies_used, free_copy;
     cache_queue queues[2]; /* by cache_direction */
     uint64_t queue_cap, n_save_calls;
-    uint64_t saved_pages, restored_pages, restored_tokens;
+    cache_disk_request asked[CACHE_DISK_REQUESTS]; /* [n_asked] that nobody has taken yet */
+    uint32_t n_asked, n_disk_pending, n_spilling;  /* the latter two: also those under way */
+    uint32_t n_disk_failures;                      /* since anything went well */
+    bool disk_off;
+    list_link restoring; /* cache_loading, in the order in which they began */
+    list_link demoted;   /* entries that have copies and nothing else, and are not reserved */
+    list_link *sweep;    /* the next of them that is asked whether anything is left */
+    uint64_t n_demoted_claims, max_demoted_claims;
+    cache_tier_stats tier_stats;
 
     list_link free_pages; /* those mapped nowhere first, then in the order in which they became free */
     list_link free_slots; /* the last one released first: most of its stale pages are still free */
@@ -196,11 +243,54 @@ void prefix_forget_promises(cache *c, cache_entry *e);
 /* 128 bits that stand for a group of tokens together with all before it (parent: of the group before, NULL = it is the first). */
 void prefix_name(const cache *c, uint64_t name_space, const uint64_t *parent, const int32_t *tokens, uint64_t name[2]);
 
-/* --- tier.c */
-void tier_init(cache *c);
+/* Tokens whose groups have bytes in pages up to this one; those whose groups end in front of it. */
+uint32_t cache_tokens_touching(const cache *c, uint32_t index);
+uint32_t cache_tokens_in_front(const cache *c, uint32_t index);
+/* The first token that has no byte in front of this page. The page that the group of token n_tokens begins in. */
+uint32_t cache_tokens_behind(const cache *c, uint32_t index);
+uint32_t cache_first_page_of(const cache *c, uint32_t n_tokens);
+
+/* --- copies.c. What lies where below the device. All O(1) */
+void copies_init(cache *c);
+bool copy_lies_in(const cache *c, uint32_t copy, cache_tier tier); /* or will, when its transfer is done */
+bool copy_ready_in(const cache *c, uint32_t copy, cache_tier tier);
+bool claim_holds(const cache *c, const cache_claim *claim); /* there is such a copy */
+uint32_t frame_next(const cache *c, cache_tier tier);       /* the one to take; CACHE_NO_FRAME: all are busy */
+uint32_t frame_take(cache *c, cache_tier tier);             /* likewise; empty, and one is busy with it */
+void frame_hold(cache *c, cache_tier tier, uint32_t frame); /* one more is busy with it */
+void frame_let_go(cache *c, cache_tier tier, uint32_t frame, bool used);
+void frame_fill(cache *c, cache_tier tier, uint32_t frame, uint32_t copy);          /* the copy is going to lie there */
+void frame_touch(cache *c, cache_tier tier, uint32_t frame);                        /* most recently used */
+cache_claim copy_make(cache *c, uint32_t frame, uint32_t index, uint32_t n_tokens); /* to be filled, in a host frame */
+
+/* --- claims.c. Which copies pages and entries count on */
+perch_status claims_reserve(cache *c, cache_entry *e, perch_error *err); /* an array of full length */
+void claims_settle(cache *c, cache_entry *e); /* it has no page and is not reserved: keeps what there is, no more */
+void claims_drop(cache *c, cache_entry *e);
+void claims_sweep(cache *c); /* looks whether some demoted entries have anything left. O(1) */
 void tier_lost(cache *c, cache_entry *e, uint32_t index); /* evicted: its copy is what is left of the page */
 void tier_write(cache *c, cache_entry *e, uint32_t first, uint32_t end); /* these pages are written behind n_valid */
-void tier_cancel(cache *c, cache_entry *e);                              /* waits for nothing any more */
+
+/* --- tier.c */
+void tier_init(cache *c);
+bool tier_has_room(const cache *c, cache_direction direction);
+void tier_load(cache *c, cache_entry *e, uint32_t index); /* asks for it, which is ready in the host tier */
+void tier_forget_loads(cache *c, const cache_entry *e);   /* those that it waits for; they end by themselves */
+
+/* --- disk.c */
+bool disk_spill(cache *c);          /* host frames that are next to be used again; whether it asked for any */
+uint32_t disk_host_frame(cache *c); /* takes one, but waits for what can be written before; CACHE_NO_FRAME: not now */
+bool disk_fetch(cache *c, uint32_t copy); /* to the host tier; false: not now */
+
+/* --- worth.c */
+/* Whether what was found is loaded at all; sets how (computes, goal, page_us). O(its pages + entries that restore) */
+bool worth_restoring(const cache *c, cache_loading *l);
+/* Of the n_pages pages below hold_low that neither loading nor computing has come to: how many of the last to load. At least one. */
+uint32_t worth_loading(const cache *c, const cache_loading *l, uint32_t n_pages);
+
+/* --- load.c */
+void load_cancel(cache *c, cache_entry *e);  /* waits for nothing any more */
+void load_arrived(cache *c, cache_entry *e); /* one of its transfers is done */
 
 /* --- evict.c. Who gives up pages next; NULL: there is nobody idle */
 cache_entry *evict_next(const cache *c);

@@ -1,10 +1,11 @@
 /*
- * tier_test: the host tier under random conversations, against a simulated device and host memory.
+ * tier_test: the tiers under random conversations, against a simulated device, host memory and disk.
  *
  * Each token's KV is a stamp of its namespace and of all token IDs up to it, written through the entry's pages as kernels would; each
  * copy is carried out at a random moment between the call that asked for it and the one that reports its end, and may have been
  * under way for long. What entries say is valid is compared stamp by stamp after every operation: a copy of other tokens than the
- * sequence has, of a page before it was written, or to a page that is somebody else's by then shows as a wrong one.
+ * sequence has, of a page before it was written, or to a page that is somebody else's by then shows as a wrong one. The disk ends its
+ * requests in any order, fails at some, and gives back other bytes than it got, which it says.
  */
 #include "cache/state.h"
 #include "tests/support/check.h"
@@ -34,7 +35,10 @@ typedef struct world {
     cache_config k;
     cache *c;
     test_rng rng;
-    uint32_t *units, *frames; /* [n_pages], [n_frames] [page_bytes] */
+    uint32_t *units, *frames, *disk; /* [n_pages], [n_frames], [n_disk_frames] [page_bytes] */
+    cache_disk_request io[CACHE_DISK_REQUESTS];
+    uint32_t n_io;
+    uint32_t bad_percent; /* of the disk's requests */
     conversation all[N_ENTRIES];
     moving ways[2][MAX_MOVING];
     uint32_t n_moving[2];
@@ -134,6 +138,36 @@ static void some_copies_end(world *w, cache_direction d, uint64_t ticket) {
     expect(w, cache_transfers_pending(w->c, d) == oldest, "another ticket is to be waited for", (uint32_t)oldest, 0);
 }
 
+/* What is on its way between host and disk: only the bytes that count, and until then anything. */
+static void send_disk(world *w) {
+    cache_disk_request list[16];
+    size_t n = cache_disk_requests(w->c, list, 1 + below(w, 16));
+    for (size_t i = 0; i < n; i++) {
+        const cache_disk_request *r = &list[i];
+        uint32_t *to = r->write ? w->disk + r->disk_frame * w->k.page_bytes : w->frames + r->frame * w->k.page_bytes;
+        expect(w, w->n_io < CACHE_DISK_REQUESTS, "more requests than there may be", w->n_io, 0);
+        expect(w, r->n_bytes > 0 && r->n_bytes <= w->k.page_bytes && r->n_tokens > 0, "a page without content",
+               (uint32_t)r->n_bytes, r->n_tokens);
+        memset(to, 0xee, w->k.page_bytes * sizeof *to);
+        w->io[w->n_io++] = *r;
+    }
+}
+
+static void disk_ends(world *w, uint32_t index) {
+    const cache_disk_request *r = &w->io[index];
+    uint32_t *frame = w->frames + r->frame * w->k.page_bytes, *disk = w->disk + r->disk_frame * w->k.page_bytes;
+    bool bad = below(w, 100) < w->bad_percent;
+    if (!bad || below(w, 2)) {
+        memcpy(r->write ? disk : frame, r->write ? frame : disk, r->n_bytes * sizeof *disk);
+    }
+    cache_disk_outcome how = !bad                           ? CACHE_DISK_OK
+                             : r->write || below(w, 2) == 0 ? CACHE_DISK_FAILED
+                                                            : CACHE_DISK_CORRUPT;
+    uint32_t at = r->disk_frame;
+    w->io[index] = w->io[--w->n_io];
+    cache_disk_done(w->c, at, how);
+}
+
 /* ----------------------------------------------------------- operations -- */
 
 static void create(world *w, conversation *v, uint64_t tenant) {
@@ -182,8 +216,6 @@ static void admit(world *w, conversation *v) {
     if (below(w, 4)) {
         cache_adopt(w->c, v->e, &found, keep);
     }
-    uint32_t could = cache_restorable(w->c, v->e, keep);
-    expect(w, could <= keep || could == cache_entry_n_valid(v->e), "more than asked for", could, keep);
     if (!cache_can_hold(w->c, v->e, n_tokens, 0) || cache_pin(w->c, v->e) != PERCH_OK) {
         cache_entry_release(w->c, v->e);
         return;
@@ -192,8 +224,8 @@ static void admit(world *w, conversation *v) {
         leave(w, v);
         return;
     }
-    uint32_t n = cache_load(w->c, v->e);
-    expect(w, n == could, "another number than was restorable", n, could);
+    uint32_t n_valid = cache_entry_n_valid(v->e), n = cache_load(w->c, v->e, keep);
+    expect(w, n == n_valid || (n > n_valid && n <= keep), "more than asked for", n, keep);
     v->target = n_tokens;
     cache_promise(w->c, v->e, v->ids, n_tokens);
 }
@@ -201,22 +233,25 @@ static void admit(world *w, conversation *v) {
 /* A step: commands, copies, then everybody who has something to compute computes some of it. */
 static void step(world *w) {
     execute(w);
+    cache_restore_more(w->c);
     (void)cache_save(w->c, below(w, 2) == 0);
     send(w, CACHE_LOAD);
     send(w, CACHE_STORE);
+    send_disk(w);
     for (uint32_t i = 0; i < N_ENTRIES && !w->failed; i++) {
         conversation *v = &w->all[i];
-        if (!v->e || !cache_entry_pinned(v->e) || cache_entry_loading(v->e)) {
+        if (!v->e || !cache_entry_pinned(v->e)) {
             continue;
         }
-        uint32_t n_valid = cache_entry_n_valid(v->e);
+        uint32_t n_valid = cache_entry_n_valid(v->e), most = cache_entry_may_compute(w->c, v->e);
         if (n_valid == v->target && v->n_guess == v->n_tokens && v->target < w->k.session_len &&
             cache_extend(w->c, v->e, v->target + 1) == PERCH_OK) {
             execute(w);
             v->target++;
             v->n_guess = v->n_guess > v->target ? v->n_guess : v->target;
         }
-        uint32_t end = n_valid + below(w, v->target - n_valid + 1);
+        most = most < v->target ? most : v->target;
+        uint32_t end = n_valid + below(w, most - n_valid + 1);
         touch(w, v, n_valid, end, true);
         cache_commit(v->e, end);
         cache_publish(w->c, v->e, v->ids, end < v->n_tokens ? end : v->n_tokens);
@@ -271,6 +306,9 @@ static void operation(world *w) {
         if (w->n_moving[d]) {
             some_copies_end(w, d, w->ways[d][below(w, w->n_moving[d])].ticket);
         }
+        for (uint32_t n = below(w, 6); n > 0 && w->n_io > 0; n--) {
+            disk_ends(w, below(w, w->n_io));
+        }
     } else if (die < 55) {
         (void)cache_evict_one(w->c, below(w, 4));
     } else if (!v->e) {
@@ -287,8 +325,48 @@ static void operation(world *w) {
 }
 
 typedef struct totals {
-    uint64_t saved, restored, adopted;
+    uint64_t saved, restored, adopted, spilled, fetched, corrupt, failed, raced, declined, off;
 } totals;
+
+static void add_totals(totals *sum, const cache_stats *s) {
+    sum->saved += s->tiers.saved_pages;
+    sum->restored += s->tiers.restored_tokens;
+    sum->adopted += s->adopted_tokens;
+    sum->spilled += s->tiers.spilled_pages;
+    sum->fetched += s->tiers.fetched_pages;
+    sum->corrupt += s->tiers.corrupt_pages;
+    sum->failed += s->tiers.failed_reads + s->tiers.failed_writes;
+    sum->raced += s->tiers.raced_tokens;
+    sum->declined += s->tiers.declined_tokens;
+    sum->off += s->tiers.disk_off;
+}
+
+/* Nothing is known, or loading is much faster, as fast, or much slower. */
+static void choose_costs(world *w) {
+    static const double page_us[] = {0.1, 10, 100, 10000};
+    cache_costs costs = {.compute_us = 1, .compute_us_per_position = 0.01, .latency_us = {1, 20}};
+    costs.page_us[CACHE_HOST] = page_us[below(w, 4)];
+    costs.page_us[CACHE_DISK] = page_us[below(w, 4)];
+    if (below(w, 3)) {
+        cache_set_costs(w->c, &costs);
+    }
+}
+
+/* All that is under way ends, and what that leads to. */
+static void finish_transfers(world *w) {
+    for (bool more = true; more;) {
+        for (int i = 0; i < 2; i++) {
+            send(w, i ? CACHE_LOAD : CACHE_STORE);
+            some_copies_end(w, i ? CACHE_LOAD : CACHE_STORE, w->tickets[i ? CACHE_LOAD : CACHE_STORE]);
+        }
+        send_disk(w);
+        while (w->n_io > 0) {
+            disk_ends(w, below(w, w->n_io));
+        }
+        more = cache_disk_pending(w->c) || cache_transfers(w->c, CACHE_STORE, &(cache_transfer){0}, 1) ||
+               cache_transfers(w->c, CACHE_LOAD, &(cache_transfer){0}, 1);
+    }
+}
 
 static bool run(uint64_t seed, uint32_t n_operations, totals *sum) {
     static world w;
@@ -299,12 +377,17 @@ static bool run(uint64_t seed, uint32_t n_operations, totals *sum) {
                          .session_len = MAX_TOKENS - below(&w, 40),
                          .chunk_pages = below(&w, 3),
                          .prefix_index = below(&w, 4) > 0,
-                         .n_frames = 1 + below(&w, 60)};
+                         .n_frames = 1 + (below(&w, 2) ? below(&w, 60) : below(&w, 6)),
+                         .restore = (cache_restore)below(&w, 4)};
+    w.k.n_disk_frames = below(&w, 3) == 0 ? 0 : 1 + (below(&w, 3) ? below(&w, 90) : below(&w, 4));
+    w.bad_percent = below(&w, 3) ? 0 : below(&w, 8) ? 1 + below(&w, 30) : 90;
     w.k.page_bytes = 12 + below(&w, 60);
     w.k.n_pages = cache_pages_per_slot(&w.k) * (uint32_t)(2 + below(&w, 3)) / 2;
     w.units = calloc(w.k.n_pages * w.k.page_bytes, sizeof *w.units);
     w.frames = calloc(w.k.n_frames * w.k.page_bytes, sizeof *w.frames);
-    expect(&w, w.units && w.frames && cache_create(&w.k, &w.c, NULL) == PERCH_OK, "out of memory", 0, 0);
+    w.disk = calloc((w.k.n_disk_frames + 1) * w.k.page_bytes, sizeof *w.disk);
+    expect(&w, w.units && w.frames && w.disk && cache_create(&w.k, &w.c, NULL) == PERCH_OK, "out of memory", 0, 0);
+    choose_costs(&w);
     for (w.op = 0; w.op < n_operations && !w.failed; w.op++) {
         operation(&w);
         check(&w);
@@ -313,40 +396,41 @@ static bool run(uint64_t seed, uint32_t n_operations, totals *sum) {
         for (uint32_t i = 0; i < N_ENTRIES; i++) {
             cache_entry_destroy(w.c, w.all[i].e);
         }
-        for (int i = 0; i < 2; i++) {
-            cache_direction d = i ? CACHE_LOAD : CACHE_STORE;
-            while (w.n_moving[d] > 0 || cache_transfers(w.c, d, &(cache_transfer){0}, 1)) {
-                send(&w, d);
-                some_copies_end(&w, d, w.tickets[d]);
-            }
-        }
+        finish_transfers(&w);
         while (cache_evict_one(w.c, 0)) {}
         cache_stats_get(w.c, &s);
         expect(&w, s.n_free == s.n_pages, "pages are lost", s.n_free, s.n_pages);
-        sum->saved += s.saved_pages;
-        sum->restored += s.restored_tokens;
-        sum->adopted += s.adopted_tokens;
+        expect(&w, s.tiers.n_demoted == 0, "claims are lost", s.tiers.n_demoted, 0);
+        add_totals(sum, &s);
         cache_destroy(w.c);
     }
     free(w.units);
     free(w.frames);
+    free(w.disk);
     return !w.failed;
 }
 
 /* ---------------------------------------------------------------- tests -- */
 
-static void what_comes_back_from_the_host_is_what_was_computed(void) {
+static void what_comes_back_from_the_tiers_is_what_was_computed(void) {
     totals sum = {0};
     uint64_t seed = test_seed(20241122), n = test_scaled(300);
     for (uint64_t i = 0; i < n && run(seed + i, 1500, &sum); i++) {}
-    printf("  %llu pages saved, %llu tokens restored, %llu adopted\n", (unsigned long long)sum.saved,
-           (unsigned long long)sum.restored, (unsigned long long)sum.adopted);
+    printf(
+        "  %llu pages saved, %llu tokens restored, %llu adopted; %llu pages spilled, %llu fetched, %llu corrupt, %llu "
+        "failures; %llu tokens computed beside loads, %llu instead; %llu disks given up\n",
+        (unsigned long long)sum.saved, (unsigned long long)sum.restored, (unsigned long long)sum.adopted,
+        (unsigned long long)sum.spilled, (unsigned long long)sum.fetched, (unsigned long long)sum.corrupt,
+        (unsigned long long)sum.failed, (unsigned long long)sum.raced, (unsigned long long)sum.declined,
+        (unsigned long long)sum.off);
     CU_ASSERT(n < 30 || (sum.saved > 10 * n && sum.restored > 10 * n && sum.adopted > 10 * n));
+    CU_ASSERT(n < 30 || (sum.spilled > 5 * n && sum.fetched > n && sum.corrupt > 0 && sum.failed > n / 2));
+    CU_ASSERT(n < 30 || (sum.raced > n && sum.declined > n && sum.off > 0));
 }
 
 int main(int argc, char **argv) {
     static const test_case tests[] = {
-        {"what_comes_back_from_the_host_is_what_was_computed", what_comes_back_from_the_host_is_what_was_computed},
+        {"what_comes_back_from_the_tiers_is_what_was_computed", what_comes_back_from_the_tiers_is_what_was_computed},
     };
     return test_main("tier_test", tests, sizeof tests / sizeof *tests, argc, argv);
 }

@@ -182,17 +182,17 @@ static bool reads_history(const perch_sampling *s) {
     return s->repetition_penalty != 1 || s->frequency_penalty != 0 || s->presence_penalty != 0;
 }
 
-/* Tokens that the cache had when a row was admitted went through no batch since: its choice may want to know them. */
+/* Tokens whose KV was there when a row was admitted, or was loaded, went through no batch: its choice may want to know them. */
 static perch_status send_histories(perch_engine *e, const flight *f, perch_error *err) {
     perch_status status = PERCH_OK;
     for (uint32_t r = 0; r < f->n_rows && !status; r++) {
         const flight_row *row = &f->rows[r];
         completion *c = row->c;
-        if (c->history_due && row->first_position && reads_history(c->req->sampling)) {
-            status = e->backend->async->history(e->device, e->batch_rows[r].slot, 0, row->first_position,
-                                                c->seq->tokens, err);
+        if (c->n_history < row->first_position && reads_history(c->req->sampling)) {
+            status = e->backend->async->history(e->device, e->batch_rows[r].slot, c->n_history,
+                                                row->first_position - c->n_history, c->seq->tokens + c->n_history, err);
         }
-        c->history_due = false;
+        c->n_history = row->first_position + row->n_tokens;
     }
     return status;
 }

@@ -40,7 +40,7 @@ void completion_admitted(void *engine, sched_item *item, uint32_t n_valid) {
     perch_engine *e = engine;
     completion *c = (completion *)item;
     c->recomputed_from = min_u32(item->logits_from, item->n_tokens - 1);
-    c->history_due = true;
+    c->n_history = 0;
     trace_class found = TRACE_FORK;
     if (!item->was_admitted) {
         c->n_cached = n_valid;

@@ -172,24 +172,23 @@ static perch_status open_some_device(perch_engine *e, plan_parts *parts, perch_e
     return status;
 }
 
-static perch_status load(perch_engine *e, perch_error *err) {
+static perch_status load(perch_engine *e, plan_parts *parts, perch_error *err) {
     const perch_options *o = &e->options;
-    plan_parts parts;
     perch_status status = plan_load_config(o, &e->config, err);
     if (status || (status = plan_load_tokenizer(o, &e->tokenizer, err)) || (status = check_tokenizer(e, err)) ||
-        (status = open_some_device(e, &parts, err))) {
+        (status = open_some_device(e, parts, err))) {
         return status;
     }
     e->session_len = e->plan.session_len;
-    if (getrandom(&parts.cache.hash_seed, sizeof parts.cache.hash_seed, GRND_NONBLOCK) < 0) {
-        parts.cache.hash_seed = time_us(); /* early in a boot; nothing but speed depends on it */
+    if (getrandom(&parts->cache.hash_seed, sizeof parts->cache.hash_seed, GRND_NONBLOCK) < 0) {
+        parts->cache.hash_seed = time_us(); /* early in a boot; nothing but speed depends on it */
     }
-    status = cache_create(&parts.cache, &e->kv, err);
-    if (status || (status = sched_init(&e->sched, &parts.sched, e->kv, completion_admitted, e, err))) {
+    status = cache_create(&parts->cache, &e->kv, err);
+    if (status || (status = sched_init(&e->sched, &parts->sched, e->kv, completion_admitted, e, err))) {
         return status;
     }
-    status = make_step_arrays(e, &parts, err);
-    return status ? status : costs_start(e, &parts, err);
+    status = make_step_arrays(e, parts, err);
+    return status ? status : costs_start(e, parts, err);
 }
 
 static perch_status open_store(perch_engine *e, perch_error *err) {
@@ -218,6 +217,7 @@ static perch_status start_thread(perch_engine *e, perch_error *err) {
 /* place: NULL, or where it runs in place of what the options ask for. */
 static perch_status open_engine(const perch_options *options, const engine_place *place, bool start, perch_engine **out,
                                 perch_error *err) {
+    plan_parts parts;
     perch_engine *e = calloc(1, sizeof *e);
     if (!e) {
         if (place) {
@@ -235,7 +235,7 @@ static perch_status open_engine(const perch_options *options, const engine_place
         status = make_sync(e, err);
     }
     if (!status) {
-        status = load(e, err);
+        status = load(e, &parts, err);
     }
     if (!status) {
         set_default_sampling(e);
@@ -245,6 +245,9 @@ static perch_status open_engine(const perch_options *options, const engine_place
     }
     if (!status) {
         status = open_store(e, err);
+    }
+    if (!status) {
+        status = disk_open(e, &parts, err);
     }
     if (!status) {
         status = observe_open(e, err);
@@ -334,6 +337,7 @@ void perch_engine_destroy(perch_engine *e) {
     deadlines_fini(&e->deadlines);
     sched_fini(&e->sched);
     cache_destroy(e->kv);
+    disk_close(e);
     close_device(e);
     perch_tokenizer_destroy(e->tokenizer);
     sampler_destroy(e->sampler);
@@ -378,6 +382,20 @@ perch_status perch_engine_options(const perch_engine *e, perch_options *out, per
 
 const perch_tokenizer *perch_engine_tokenizer(const perch_engine *e) { return e ? e->tokenizer : NULL; }
 
+static void tier_stats(const cache_tier_stats *kv, perch_stats *stats) {
+    stats->saved_pages = kv->saved_pages;
+    stats->restored_pages = kv->restored_pages;
+    stats->restored_tokens = kv->restored_tokens;
+    stats->spilled_pages = kv->spilled_pages;
+    stats->fetched_pages = kv->fetched_pages;
+    stats->fetched_tokens = kv->fetched_tokens;
+    stats->corrupt_pages = kv->corrupt_pages;
+    stats->failed_disk_reads = kv->failed_reads;
+    stats->failed_disk_writes = kv->failed_writes;
+    stats->raced_tokens = kv->raced_tokens;
+    stats->declined_tokens = kv->declined_tokens;
+}
+
 void engine_stats(perch_engine *e, perch_stats *stats) {
     cache_stats kv;
     store_counts stored;
@@ -387,6 +405,7 @@ void engine_stats(perch_engine *e, perch_stats *stats) {
     stats->status = e->dead;
     cache_stats_get(e->kv, &kv);
     costs_stats(e, stats);
+    stats->disk_status = kv.tiers.disk_off ? e->disk.error : PERCH_OK;
     stats->preemptions = e->sched.preemptions;
     stats->prefix_waits = e->sched.prefix_waits;
     stats->rows_running = e->sched.n_running;
@@ -397,9 +416,7 @@ void engine_stats(perch_engine *e, perch_stats *stats) {
     stats->evicted_pages = kv.evicted_pages;
     stats->copied_pages = kv.copied_pages;
     stats->prefix_tokens = kv.adopted_tokens;
-    stats->saved_pages = kv.saved_pages;
-    stats->restored_pages = kv.restored_pages;
-    stats->restored_tokens = kv.restored_tokens;
+    tier_stats(&kv.tiers, stats);
     stats->mapped_pages = kv.maps;
     stats->unmapped_pages = kv.unmaps;
     stats->sequences_resident = kv.n_resident_entries;

@@ -93,7 +93,7 @@ struct completion {
     uint32_t n_pending;   /* tokens chosen, or being chosen, on the device that were not committed yet */
     uint32_t last_choice; /* of the last one: its index among the choices of its flight */
     uint64_t span;        /* in the trace */
-    bool history_due;     /* the device's history of its slot lacks what the cache had at admission */
+    uint32_t n_history;   /* tokens that the device's history of its slot has */
 
     /* output, appended by the step thread; entries below n_generated never change again */
     int32_t *tokens;        /* [max_tokens] */
@@ -157,6 +157,24 @@ typedef struct flight {
     uint64_t host_us;
 } flight;
 
+/* Requests to the page file that went together: n of them from the ticket `first` on. */
+typedef struct disk_batch {
+    uint64_t first;
+    uint32_t n, n_left;
+} disk_batch;
+
+typedef struct disk_way {
+    disk_batch batches[CACHE_DISK_REQUESTS]; /* by number, from 1 on: n_arrived + 1 to n_sent are under way */
+    uint64_t n_sent, n_arrived;
+} disk_way;
+
+typedef struct disk_tier {
+    page_file *file;    /* or NULL */
+    bool done;          /* there may be something to poll */
+    perch_status error; /* of the last read or write that failed */
+    disk_way ways[2];   /* reads, writes */
+} disk_tier;
+
 struct perch_engine {
     /* constant after create */
     perch_options options;
@@ -189,7 +207,8 @@ struct perch_engine {
 
     cache *kv;
     cost_model costs; /* what the cache is told of from time to time */
-    bool unsaved;     /* since the last step with rows the cache was not asked in vain for what is to be saved */
+    disk_tier disk;
+    bool unsaved; /* since the last step with rows the cache was not asked in vain for what is to be saved */
     sched sched;
     idtable sequences, requests;
     uint32_t n_queued; /* requests of which nothing was admitted yet */
@@ -289,6 +308,17 @@ void costs_init(const perch_plan *plan, uint32_t max_step_tokens, cost_model *m)
 perch_status costs_start(perch_engine *e, const plan_parts *parts, perch_error *err);
 void costs_step(perch_engine *e, const flight *f, uint64_t us);
 void costs_stats(const perch_engine *e, perch_stats *stats);
+
+/*
+ * disk.c: the disk tier's file, opened where the plan has one (when the host tier's frames are there) and closed (before they are
+ * gone). What the cache asks for is submitted, and what is done reported to it; both under the lock, and neither waits. Failures
+ * are the cache's to bear: none is an error here.
+ */
+perch_status disk_open(perch_engine *e, const plan_parts *parts, perch_error *err);
+void disk_close(perch_engine *e);
+void disk_submit(perch_engine *e);
+void disk_poll(perch_engine *e);
+void disk_wait(perch_engine *e); /* until something is done, or anything else wakes the step thread */
 
 /* device.c: the type that a model is computed in on a backend; the backend and its device, opened. */
 kernels_dtype device_dtype(const perch_options *options, const model_config *config, const kernels_backend *backend);

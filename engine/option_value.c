@@ -14,7 +14,7 @@
 _Static_assert(sizeof(perch_device) == sizeof(uint32_t) && sizeof(perch_dtype) == sizeof(uint32_t) &&
                    sizeof(perch_weights) == sizeof(uint32_t) && sizeof(perch_mapping) == sizeof(uint32_t) &&
                    sizeof(perch_queue_full) == sizeof(uint32_t) && sizeof(perch_schedule) == sizeof(uint32_t) &&
-                   sizeof(perch_switch) == sizeof(uint32_t),
+                   sizeof(perch_switch) == sizeof(uint32_t) && sizeof(perch_restore) == sizeof(uint32_t),
                "words are stored as 32 bits");
 
 #define QUOTED "%.64s%s" /* a value in a message: its beginning */

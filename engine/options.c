@@ -137,6 +137,18 @@ static const option table[] = {
           "Host memory for copies of KV that is evicted, which then comes back by copying instead of computing; whole "
           "pages of it are used, and less than one is none."),
      FIELD(host_bytes), .kind = OPTION_U64, .sized = true, RANGE(0, 18446744073709551615)},
+    {INFO("cache", "disk_bytes", "bytes", "0",
+          "Size of the file disk_path, for copies of KV that host_bytes has no room for; as many whole pages of it are "
+          "used as fit, and less than one is none."),
+     FIELD(disk_bytes), .kind = OPTION_U64, .sized = true, RANGE(0, 18446744073709551615)},
+    {INFO("cache", "disk_path", "path", "",
+          "The file of disk_bytes; made where it is missing, and emptied when the engine starts. One engine at a time "
+          "can have it."),
+     FIELD(disk_path), .kind = OPTION_PATH, .info.range = ""},
+    {INFO("cache", "restore", "auto | load | compute | both", "auto",
+          "How evicted KV comes back that there are copies of: auto is whichever way is quickest, both computes the "
+          "front while it loads the rest. The other ways are for measurements."),
+     FIELD(restore), .kind = OPTION_WORD, .info.range = ""},
     {INFO("cache", "prefix_index", "on | off", "on",
           "Sequences of one namespace find the KV of tokens that they have in common at their beginning, in whole "
           "groups of 16, also that of closed sequences as long as nobody needs the memory, and share it."),
@@ -425,6 +437,10 @@ perch_status options_check(const perch_options *options, perch_error *err) {
         return err_set(err, PERCH_E_CONFIG,
                        "[engine] max_step_tokens: %u is less than max_batch_size %u + prefill_reserve %u",
                        options->max_step_tokens, options->max_batch_size, options->prefill_reserve);
+    }
+    if (options->disk_bytes && !options->disk_path[0]) {
+        return err_set(err, PERCH_E_CONFIG, "[cache] disk_path: not set, and disk_bytes is %llu",
+                       (unsigned long long)options->disk_bytes);
     }
     if (options->store_backend == PERCH_STORE_LMDB && !options->store_path[0]) {
         return err_set(err, PERCH_E_CONFIG, "[store] path: not set, and backend is lmdb");

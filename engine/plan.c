@@ -15,6 +15,14 @@
 #define MAX_AUTO_PLACES 16384u
 #define MAX_AUTO_PAGE_BYTES ((uint64_t)2 << 20)
 
+/* Frames that pages go through to the disk where there is no host tier: so much of them, but within these numbers. */
+#define STAGING_BYTES ((uint64_t)64 << 20)
+#define MIN_STAGING_FRAMES 4u
+#define MAX_STAGING_FRAMES 256u
+
+/* Of either tier: their sum has to be a number. */
+#define MAX_FRAMES (UINT32_MAX / 2 - 1)
+
 perch_status plan_load_config(const perch_options *options, model_config *config, perch_error *err) {
     if (!options->path[0]) {
         return err_set(err, PERCH_E_CONFIG, "[model] path: not set");
@@ -93,6 +101,27 @@ static perch_status choose_n_pages(const perch_options *o, uint64_t left_bytes, 
     return PERCH_OK;
 }
 
+/*
+ * The tiers below the device. Pages go to the disk through frames of the host tier; where that is not wanted, through a few that are
+ * there for nothing else.
+ */
+static void plan_tiers(const perch_options *o, cache_config *kv, perch_plan *plan) {
+    uint64_t n_frames = o->host_bytes / kv->page_bytes;
+    uint32_t n_disk = o->disk_bytes ? page_file_capacity(kv->page_bytes, 0, o->disk_bytes) : 0;
+    kv->n_frames = n_frames < MAX_FRAMES ? (uint32_t)n_frames : MAX_FRAMES;
+    kv->n_disk_frames = n_disk < MAX_FRAMES ? n_disk : MAX_FRAMES;
+    kv->restore = (cache_restore)o->restore;
+    plan->host_tier_bytes = kv->n_frames * kv->page_bytes;
+    plan->disk_tier_bytes = kv->n_disk_frames ? o->disk_bytes : 0;
+    if (kv->n_disk_frames && !kv->n_frames) {
+        uint64_t n = STAGING_BYTES / kv->page_bytes;
+        kv->n_frames = n < MIN_STAGING_FRAMES   ? MIN_STAGING_FRAMES
+                       : n > MAX_STAGING_FRAMES ? MAX_STAGING_FRAMES
+                                                : (uint32_t)n;
+        plan->staging_bytes = kv->n_frames * kv->page_bytes;
+    }
+}
+
 static perch_status plan_cache(const perch_options *o, const kernels_backend *backend, kernels_device *device,
                                const kv_layout *layout, plan_parts *parts, perch_plan *plan, perch_error *err) {
     uint64_t granularity = backend->kv_page_granularity(device);
@@ -128,13 +157,12 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
     bool shared = !backend->async;
     uint64_t table_bytes = table ? (uint64_t)kv->n_slots * cache_pages_per_slot(kv) * sizeof(uint8_t *) : 0;
     *(shared ? &plan->host_bytes : &plan->reserve_bytes) += table_bytes;
-    uint64_t n_frames = o->host_bytes / kv->page_bytes;
-    kv->n_frames = n_frames < UINT32_MAX ? (uint32_t)n_frames : UINT32_MAX - 1;
-    plan->host_tier_bytes = kv->n_frames * kv->page_bytes;
+    plan_tiers(o, kv, plan);
+    uint64_t tier_bytes = plan->host_tier_bytes + plan->staging_bytes;
     uint64_t fixed = plan->weights_bytes + plan->workspace_bytes + plan->reserve_bytes;
-    fixed += shared ? plan->host_bytes + plan->host_tier_bytes : 0;
+    fixed += shared ? plan->host_bytes + tier_bytes : 0;
     uint64_t left = plan->free_bytes > fixed ? plan->free_bytes - fixed : 0;
-    perch_status status = choose_n_pages(o, left, shared ? plan->host_tier_bytes : 0, parts, plan, err);
+    perch_status status = choose_n_pages(o, left, shared ? tier_bytes : 0, parts, plan, err);
     plan->pool_bytes = (uint64_t)kv->n_pages * kv->page_bytes;
     plan->host_bytes += cache_host_bytes(kv);
     plan->total_bytes = fixed + plan->pool_bytes + (shared ? cache_host_bytes(kv) : 0);
@@ -146,8 +174,8 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
                        "weights %.1f + workspace %.1f + %s %.1f + KV pool %.1f = %.1f MiB, but %.1f MiB are free",
                        mib(plan->weights_bytes), mib(plan->workspace_bytes),
                        shared ? "bookkeeping and host tier" : "the device's own",
-                       mib(shared ? plan->host_bytes + plan->host_tier_bytes : plan->reserve_bytes),
-                       mib(plan->pool_bytes), mib(plan->total_bytes), mib(plan->free_bytes));
+                       mib(shared ? plan->host_bytes + tier_bytes : plan->reserve_bytes), mib(plan->pool_bytes),
+                       mib(plan->total_bytes), mib(plan->free_bytes));
     }
     return PERCH_OK;
 }

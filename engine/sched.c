@@ -163,11 +163,11 @@ static void plan_prefill(sched *s) {
     for (sched_item *item = s->running.head; item; item = item->next) {
         uint32_t n_valid = cache_entry_n_valid(item->entry);
         uint32_t budget = s->config.max_step_tokens - s->plan.n_tokens;
-        uint32_t lacking = item->n_tokens - n_valid;
+        uint32_t lacking = min_u32(item->n_tokens, cache_entry_may_compute(s->kv, item->entry)) - n_valid;
         if (budget == 0) {
             break;
         }
-        if (item->planned_step == s->step || cache_entry_loading(item->entry)) {
+        if (item->planned_step == s->step) {
             continue;
         }
         uint32_t chunk = min_u32(lacking, budget);
@@ -251,7 +251,6 @@ static bool admit(sched *s, sched_item *item) {
     if (!take_prefix(s, item, keep)) {
         return false;
     }
-    cache_restorable(s->kv, item->entry, keep);
     if (!cache_can_hold(s->kv, item->entry, item->n_tokens, s->n_running)) {
         return false;
     }
@@ -262,7 +261,7 @@ static bool admit(sched *s, sched_item *item) {
         cache_unpin(s->kv, item->entry);
         return false;
     }
-    uint32_t n_found = cache_load(s->kv, item->entry);
+    uint32_t n_found = cache_load(s->kv, item->entry, keep);
     if (item->tokens) {
         cache_promise(s->kv, item->entry, item->tokens, item->n_known);
     }

@@ -17,6 +17,8 @@
  * What others have computed of an item's tokens becomes its own at admission (cache_adopt). While a running item is about to
  * compute more of them, it waits for that, as long as the common beginning grows at least every SCHED_PREFIX_STEPS steps.
  *
+ * An item that has something to load (cache_load) has its row, and computes what the cache lets it compute meanwhile, perhaps nothing.
+ *
  * by_prefix: of those that wait with the same priority the one with the longest cached prefix goes first, and others are overtaken
  * on that account for prefix_patience steps at most; then they go in order of arrival, before all that are not overdue.
  *

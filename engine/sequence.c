@@ -230,11 +230,14 @@ perch_status perch_sequence_state(perch_engine *e, perch_sequence_id id, perch_s
     sequence *s;
     status = sequence_get(e, id, false, &s, err);
     if (!status) {
-        info->residency = cache_entry_pinned(s->entry)           ? PERCH_SEQ_ACTIVE
-                          : cache_entry_n_pages(s->entry)        ? PERCH_SEQ_RESIDENT
-                          : cache_entry_n_saved(e->kv, s->entry) ? PERCH_SEQ_HOST
-                                                                 : PERCH_SEQ_TOKENS;
-        info->n_host_tokens = cache_entry_n_saved(e->kv, s->entry);
+        const cache_saved saved = cache_entry_saved(e->kv, s->entry);
+        info->residency = cache_entry_pinned(s->entry)    ? PERCH_SEQ_ACTIVE
+                          : cache_entry_n_pages(s->entry) ? PERCH_SEQ_RESIDENT
+                          : saved.n_host                  ? PERCH_SEQ_HOST
+                          : saved.n_disk                  ? PERCH_SEQ_DISK
+                                                          : PERCH_SEQ_TOKENS;
+        info->n_host_tokens = saved.n_host;
+        info->n_disk_tokens = saved.n_disk;
         info->in_flight = s->busy != NULL;
         info->n_tokens = s->n_tokens;
         info->n_kv_tokens = cache_entry_n_valid(s->entry);

@@ -95,9 +95,9 @@ static void step(perch_engine *e) {
 }
 
 static bool has_work(const perch_engine *e) {
-    return !e->dead &&
-           (e->sched.n_waiting || e->sched.n_running || e->cancelled || e->flights[0].busy || e->flights[1].busy ||
-            e->unsaved || cache_transfers_pending(e->kv, CACHE_STORE) || cache_transfers_pending(e->kv, CACHE_LOAD));
+    return !e->dead && (e->sched.n_waiting || e->sched.n_running || e->cancelled || e->flights[0].busy ||
+                        e->flights[1].busy || e->unsaved || cache_transfers_pending(e->kv, CACHE_STORE) ||
+                        cache_transfers_pending(e->kv, CACHE_LOAD) || cache_disk_pending(e->kv));
 }
 
 bool engine_step(perch_engine *e) {

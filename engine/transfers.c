@@ -1,8 +1,11 @@
 /*
  * transfers: copies between KV pages and the host tier, which run beside the steps. The cache asks for them; here they are sent,
- * in front of the step that is launched next, and their ends reported. All under the lock but for the wait.
+ * in front of the step that is launched next, and their ends reported, those of the disk tier (disk.c) with them. All under the
+ * lock but for the wait.
  */
 #include "engine/impl.h"
+
+#include <stdlib.h>
 
 /* Of a ticket. Whoever waits for one may keep a new request waiting as long: 64 MiB to copy, with pages of 2 MiB. */
 #define SENT_AT_ONCE 32u
@@ -15,6 +18,12 @@ static trace_route route_of(cache_direction direction) {
     return direction == CACHE_STORE ? TRACE_DEVICE_TO_HOST : TRACE_HOST_TO_DEVICE;
 }
 
+static int by_page(const void *a, const void *b) {
+    const kernels_transfer *x = a, *y = b;
+    return (x->page > y->page) - (x->page < y->page);
+}
+
+/* In the order of the pages: those that continue one another are one copy. */
 static perch_status send_direction(perch_engine *e, cache_direction direction, perch_error *err) {
     cache_transfer asked[SENT_AT_ONCE];
     kernels_transfer list[SENT_AT_ONCE];
@@ -24,6 +33,7 @@ static perch_status send_direction(perch_engine *e, cache_direction direction, p
         for (size_t i = 0; i < n; i++) {
             list[i] = (kernels_transfer){.page = asked[i].page, .frame = asked[i].frame};
         }
+        qsort(list, n, sizeof *list, by_page);
         status = e->backend->transfer(e->device, direction_of(direction), list, n, &ticket, err);
         if (!status) {
             cache_transfers_sent(e->kv, direction, n, ticket);
@@ -40,6 +50,7 @@ perch_status transfers_send(perch_engine *e, bool idle, perch_error *err) {
     bool asked = cache_save(e->kv, idle);
     e->unsaved = e->plan.host_tier_bytes > 0 && (!idle || asked);
     perch_status status = send_direction(e, CACHE_LOAD, err);
+    disk_submit(e);
     return status ? status : send_direction(e, CACHE_STORE, err);
 }
 
@@ -59,6 +70,8 @@ perch_status transfers_poll(perch_engine *e, perch_error *err) {
             }
         }
     }
+    disk_poll(e);
+    cache_restore_more(e->kv);
     return status;
 }
 
@@ -70,6 +83,8 @@ perch_status transfers_wait(perch_engine *e, perch_error *err) {
         pthread_mutex_unlock(&e->lock);
         status = e->backend->transfer_wait(e->device, direction_of(direction), oldest, err);
         pthread_mutex_lock(&e->lock);
+    } else {
+        disk_wait(e);
     }
     return status;
 }

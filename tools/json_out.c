@@ -90,7 +90,8 @@ static json_t *with_real(json_t *object, const char *name, double value) {
 }
 
 json_t *json_stats(const perch_stats *stats) {
-    json_t *out = json_pack("{s:s}", "status", perch_status_name(stats->status));
+    json_t *out = json_pack("{s:s, s:s}", "status", perch_status_name(stats->status), "disk_status",
+                            perch_status_name(stats->disk_status));
 #define COUNT(field) out = with_number(out, #field, stats->field)
     COUNT(steps);
     COUNT(step_us);
@@ -112,6 +113,14 @@ json_t *json_stats(const perch_stats *stats) {
     COUNT(saved_pages);
     COUNT(restored_pages);
     COUNT(restored_tokens);
+    COUNT(spilled_pages);
+    COUNT(fetched_pages);
+    COUNT(fetched_tokens);
+    COUNT(corrupt_pages);
+    COUNT(failed_disk_reads);
+    COUNT(failed_disk_writes);
+    COUNT(raced_tokens);
+    COUNT(declined_tokens);
     COUNT(evictions);
     COUNT(evicted_pages);
     COUNT(preemptions);
@@ -192,6 +201,8 @@ json_t *json_plan(const perch_plan *plan) {
     COUNT(context_bytes);
     COUNT(host_bytes);
     COUNT(host_tier_bytes);
+    COUNT(staging_bytes);
+    COUNT(disk_tier_bytes);
     COUNT(pool_bytes);
     COUNT(total_bytes);
     COUNT(kv_bytes_per_token);

@@ -80,6 +80,9 @@ typedef struct page_file_info {
     uint64_t seed; /* drawn when the file was created: for names that nobody outside can make collide */
 } page_file_info;
 
+/* The most frames with which the file has at most file_bytes; 0: not one. */
+uint32_t page_file_capacity(uint64_t page_bytes, uint32_t max_tokens, uint64_t file_bytes);
+
 /*
  * Opens or creates the file, with all of its room taken. Errors name the path. E_INVALID: a figure out of range.
  * E_AGAIN: another process has the file. E_FORMAT: it is no page file; or one with another key or shape, which

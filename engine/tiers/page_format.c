@@ -247,6 +247,13 @@ static bool plan_layout(page_file *file) {
     return true;
 }
 
+uint32_t page_file_capacity(uint64_t page_bytes, uint32_t max_tokens, uint64_t file_bytes) {
+    const uint64_t others = 3 * (uint64_t)PAGE_ALIGNMENT; /* the header, and what rounding costs */
+    const uint64_t frame_bytes = page_moved_bytes(page_bytes) + sizeof(disk_record) + max_tokens * sizeof(int32_t);
+    const uint64_t n = file_bytes > others ? (file_bytes - others) / frame_bytes : 0;
+    return n < PAGE_NO_FRAME ? (uint32_t)n : PAGE_NO_FRAME - 1;
+}
+
 /* The second way into the file, past the page cache, where that works; else the first. */
 static void open_direct(page_file *file) {
     _Alignas(PAGE_ALIGNMENT) uint8_t block[PAGE_ALIGNMENT];

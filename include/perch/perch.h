@@ -98,6 +98,12 @@ typedef enum perch_mapping { PERCH_MAPPING_AUTO = 0, PERCH_MAPPING_VMM = 1, PERC
 typedef enum perch_switch { PERCH_ON = 0, PERCH_OFF = 1 } perch_switch;
 typedef enum perch_queue_full { PERCH_QUEUE_WAIT = 0, PERCH_QUEUE_REFUSE = 1 } perch_queue_full;
 typedef enum perch_schedule { PERCH_SCHEDULE_FCFS = 0, PERCH_SCHEDULE_PREFIX = 1 } perch_schedule;
+typedef enum perch_restore {
+    PERCH_RESTORE_AUTO = 0,
+    PERCH_RESTORE_LOAD = 1,
+    PERCH_RESTORE_COMPUTE = 2,
+    PERCH_RESTORE_BOTH = 3
+} perch_restore;
 typedef enum perch_store { PERCH_STORE_MEMORY = 0, PERCH_STORE_LMDB = 1, PERCH_STORE_REDIS = 2 } perch_store;
 
 /* How far loading has come. Called on the thread that is in perch_engine_create; fraction is 0..1. */
@@ -139,13 +145,16 @@ typedef struct perch_options {
 
     /* [cache] */
     perch_mapping mapping;
-    int32_t cache_chunk_size;     /* pages mapped at once as a sequence grows; -1 = the whole session_len */
-    double cache_max_entry_count; /* 0<x<1: share of free memory (at most for 16 full-length sequences a slot);
+    int32_t cache_chunk_size;       /* pages mapped at once as a sequence grows; -1 = the whole session_len */
+    double cache_max_entry_count;   /* 0<x<1: share of free memory (at most for 16 full-length sequences a slot);
                                      integer >= 1: full-length sequences */
-    uint64_t cache_bytes;         /* the pool outright; 0 = by cache_max_entry_count */
-    uint64_t page_bytes;          /* mapping vmm: power of two, a multiple of the device's granularity; 0 = chosen */
-    uint64_t host_bytes;          /* host memory for copies of KV that is evicted, in whole pages; 0 = none */
-    perch_switch prefix_index;    /* sequences find and share the KV of equal beginnings, of closed sequences as well */
+    uint64_t cache_bytes;           /* the pool outright; 0 = by cache_max_entry_count */
+    uint64_t page_bytes;            /* mapping vmm: power of two, a multiple of the device's granularity; 0 = chosen */
+    uint64_t host_bytes;            /* host memory for copies of KV that is evicted, in whole pages; 0 = none */
+    uint64_t disk_bytes;            /* of a file for copies that the host memory has no room for; 0 = none */
+    char disk_path[PERCH_PATH_CAP]; /* that file */
+    perch_restore restore;          /* how KV comes back that copies of exist; auto = whichever way is quickest */
+    perch_switch prefix_index; /* sequences find and share the KV of equal beginnings, of closed sequences as well */
 
     /* [sampling]: defaults of requests. NaN or -1 = generation_config.json's value, or off where it has none */
     double temperature;        /* 0 = greedy */
@@ -290,15 +299,16 @@ typedef struct perch_engine perch_engine;
 
 /* What memory goes where; all sizes in bytes. The engine keeps to it from start to end. */
 typedef struct perch_plan {
-    size_t struct_size;          /* set by the caller: sizeof(perch_plan) */
-    uint64_t free_bytes;         /* free on the device when the plan was made; on the CPU the cgroup's limit counts */
-    uint64_t weights_bytes;      /* as the backend stores them */
-    uint64_t workspace_bytes;    /* activations, logits, tables */
-    uint64_t reserve_bytes;      /* GPU: batches, partial results, workspace of matrix products, graphs */
-    uint64_t host_bytes;         /* host memory: the engine's own bookkeeping and the tokenizer */
-    uint64_t host_tier_bytes;    /* host memory: [cache] host_bytes in whole pages */
-    uint64_t pool_bytes;         /* n_pages * page_bytes */
-    uint64_t total_bytes;        /* what of free_bytes is taken: the six above, on a GPU without those of the host */
+    size_t struct_size;       /* set by the caller: sizeof(perch_plan) */
+    uint64_t free_bytes;      /* free on the device when the plan was made; on the CPU the cgroup's limit counts */
+    uint64_t weights_bytes;   /* as the backend stores them */
+    uint64_t workspace_bytes; /* activations, logits, tables */
+    uint64_t reserve_bytes;   /* GPU: batches, partial results, workspace of matrix products, graphs */
+    uint64_t host_bytes;      /* host memory: the engine's own bookkeeping and the tokenizer */
+    uint64_t host_tier_bytes; /* host memory: [cache] host_bytes in whole pages */
+    uint64_t staging_bytes;   /* host memory: what pages go through to the disk and back where there is no host tier */
+    uint64_t pool_bytes;      /* n_pages * page_bytes */
+    uint64_t total_bytes;     /* what of free_bytes is taken: the seven above, on a GPU without those of the host */
     uint64_t kv_bytes_per_token; /* of one sequence, all layers */
     uint64_t group_bytes;        /* of 16 tokens */
     uint64_t page_bytes;
@@ -320,6 +330,7 @@ typedef struct perch_plan {
     uint64_t n_step_parameters; /* of n_parameters: all but the embedding, where that is not the output's matrix too */
     uint64_t
         context_bytes; /* GPU: the driver's context and what comes with it, taken before free_bytes; 0: not known */
+    uint64_t disk_tier_bytes; /* disk: the file at [cache] disk_path */
 } perch_plan;
 
 /*
@@ -340,11 +351,20 @@ typedef struct perch_stats {
     uint64_t requests_submitted, requests_finished, requests_cancelled, requests_failed;
     uint64_t hits, partial_hits, misses, first_turns; /* at admission; first_turns had nothing to hit */
     uint64_t cached_tokens;                           /* prompt tokens that admissions found in the cache */
-    uint64_t prefix_tokens;               /* KV of tokens that sequences took from others, forks not counted */
-    uint64_t saved_pages, restored_pages; /* copied to the host tier, and back */
-    uint64_t restored_tokens;             /* whose KV came back so instead of being computed */
-    uint64_t prefix_waits;                /* requests that waited for a prefix that another was computing */
-    uint64_t evictions;                   /* sequences that lost pages */
+    uint64_t prefix_tokens;                 /* KV of tokens that sequences took from others, forks not counted */
+    uint64_t saved_pages, restored_pages;   /* copied to the host tier, and back */
+    uint64_t restored_tokens;               /* whose KV came back so instead of being computed */
+    uint64_t spilled_pages;                 /* written to the disk tier */
+    uint64_t fetched_pages, fetched_tokens; /* read from there, to be restored */
+    uint64_t corrupt_pages;                 /* were not what had been written, and were computed */
+    uint64_t failed_disk_reads, failed_disk_writes;
+    uint64_t raced_tokens;    /* computed in front while what is behind them was loaded */
+    uint64_t declined_tokens; /* computed though there were copies, since that was quicker */
+    perch_status
+        disk_status; /* a warning: not OK once the disk tier has failed so often that it is not used any more */
+    uint32_t reserved1;
+    uint64_t prefix_waits; /* requests that waited for a prefix that another was computing */
+    uint64_t evictions;    /* sequences that lost pages */
     uint64_t evicted_pages;
     uint64_t preemptions;
     uint64_t copied_pages;                                      /* copy-on-write */
@@ -499,7 +519,8 @@ typedef enum perch_residency {
     PERCH_SEQ_TOKENS = 0,   /* token IDs only */
     PERCH_SEQ_RESIDENT = 1, /* idle, (a prefix of) its KV is on the device */
     PERCH_SEQ_ACTIVE = 2,   /* in the batch */
-    PERCH_SEQ_HOST = 3      /* idle, none of its KV is on the device, but in the host tier */
+    PERCH_SEQ_HOST = 3,     /* idle, none of its KV is on the device, but in the host tier */
+    PERCH_SEQ_DISK = 4      /* likewise, and only on the disk */
 } perch_residency;
 
 typedef struct perch_sequence_info {
@@ -508,7 +529,8 @@ typedef struct perch_sequence_info {
     uint32_t in_flight;     /* 1 while a request waits or runs */
     uint64_t n_tokens;      /* the conversation's length */
     uint64_t n_kv_tokens;   /* of which have KV on the device */
-    uint64_t n_host_tokens; /* behind those, as copies in the host tier */
+    uint64_t n_host_tokens; /* beyond those, as copies in the host tier */
+    uint64_t n_disk_tokens; /* likewise, on the disk alone */
     uint64_t n_kv_computed; /* the most that ever had */
     uint64_t n_evictions;   /* times it lost pages */
     uint64_t n_stored;      /* of n_tokens, from the first on: those committed to the store */

@@ -1,0 +1,150 @@
+/*
+ * disk: the engine's end of the disk tier. What the cache asks for becomes requests to the page file, whose threads read and write
+ * the host tier's frames directly; what is done is polled before each plan. The step thread never waits for the disk but where it
+ * has nothing else to do, and then without the lock. Whatever fails there costs a copy, and nothing else.
+ */
+#include "engine/impl.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* Threads that read and write: as many requests as a disk serves at a time. */
+#define DISK_THREADS 4u
+/* Requests that go to the file, or are polled, in one call. */
+#define AT_ONCE 32u
+
+/* Called by a thread of the page file's. */
+static void on_done(void *engine) {
+    perch_engine *e = engine;
+    pthread_mutex_lock(&e->lock);
+    e->disk.done = true;
+    pthread_cond_broadcast(&e->work);
+    pthread_mutex_unlock(&e->lock);
+}
+
+perch_status disk_open(perch_engine *e, const plan_parts *parts, perch_error *err) {
+    page_file_config config = {.path = e->options.disk_path,
+                               .page_bytes = parts->cache.page_bytes,
+                               .n_frames = parts->cache.n_disk_frames,
+                               .n_threads = DISK_THREADS,
+                               .max_requests = CACHE_DISK_REQUESTS,
+                               .recreate = true,
+                               .notify = on_done,
+                               .notify_user = e};
+    if (config.n_frames == 0) {
+        return PERCH_OK;
+    }
+    fingerprint_kv_key(e, config.key);
+    return page_file_open(&config, &e->disk.file, err);
+}
+
+void disk_close(perch_engine *e) {
+    page_file_close(e->disk.file);
+    e->disk.file = NULL;
+}
+
+/* --------------------------------------------------------------- observed -- */
+
+static trace_route route_of(bool write) { return write ? TRACE_HOST_TO_DISK : TRACE_DISK_TO_HOST; }
+
+/* Requests of one kind that went together are a ticket of their route: who measures and traces wants them in order. */
+static void note_sent(perch_engine *e, bool write, uint64_t first, size_t n) {
+    disk_way *w = &e->disk.ways[write];
+    if (w->n_sent - w->n_arrived == CACHE_DISK_REQUESTS) { /* all that went since the oldest, which takes its time */
+        return;
+    }
+    w->batches[++w->n_sent % CACHE_DISK_REQUESTS] = (disk_batch){first, (uint32_t)n, (uint32_t)n};
+    observe_sent(e, route_of(write), w->n_sent, n);
+    if (!write) {
+        cost_load_sent(&e->costs, CACHE_DISK, w->n_sent, n * e->plan.page_bytes, time_us());
+    }
+}
+
+static void note_done(perch_engine *e, bool write, uint64_t ticket) {
+    disk_way *w = &e->disk.ways[write];
+    uint64_t arrived = w->n_arrived;
+    for (uint64_t i = arrived + 1; i <= w->n_sent; i++) {
+        disk_batch *b = &w->batches[i % CACHE_DISK_REQUESTS];
+        b->n_left -= ticket >= b->first && ticket < b->first + b->n;
+    }
+    while (w->n_arrived < w->n_sent && w->batches[(w->n_arrived + 1) % CACHE_DISK_REQUESTS].n_left == 0) {
+        w->n_arrived++;
+    }
+    if (w->n_arrived > arrived) {
+        observe_arrived(e, route_of(write), w->n_arrived);
+        if (!write) {
+            cost_loads_done(&e->costs, CACHE_DISK, w->n_arrived, time_us());
+        }
+    }
+}
+
+/* ----------------------------------------------------------------- submit -- */
+
+/*
+ * Pages are not named (record.prefix) and no tokens kept with them, since the tokens are not known here: who wants to find pages again
+ * after a restart has to have the cache tell them with the request.
+ */
+static page_request request_of(const perch_engine *e, const cache_disk_request *asked) {
+    page_request r = {.op = asked->write ? PAGE_WRITE : PAGE_READ, .frame = asked->disk_frame};
+    r.data = e->backend->host_frame(e->device, asked->frame);
+    r.record.n_bytes = asked->n_bytes;
+    r.record.index = asked->index;
+    return r;
+}
+
+static void submit(perch_engine *e, bool write, page_request *requests, size_t n) {
+    uint64_t first;
+    if (n == 0) {
+        return;
+    }
+    if (page_file_submit(e->disk.file, requests, n, &first, NULL)) { /* which would be our own mistake */
+        e->disk.error = PERCH_E_INVALID;
+        for (size_t i = 0; i < n; i++) {
+            cache_disk_done(e->kv, requests[i].frame, CACHE_DISK_FAILED);
+        }
+    } else {
+        note_sent(e, write, first, n);
+    }
+}
+
+void disk_submit(perch_engine *e) {
+    cache_disk_request asked[AT_ONCE];
+    page_request requests[2][AT_ONCE];
+    for (size_t n; (n = cache_disk_requests(e->kv, asked, AT_ONCE)) > 0;) {
+        size_t n_of[2] = {0, 0};
+        for (size_t i = 0; i < n; i++) {
+            bool write = asked[i].write;
+            requests[write][n_of[write]++] = request_of(e, &asked[i]);
+        }
+        submit(e, false, requests[false], n_of[false]);
+        submit(e, true, requests[true], n_of[true]);
+    }
+}
+
+/* ------------------------------------------------------------ poll, wait -- */
+
+static cache_disk_outcome outcome_of(perch_engine *e, const page_result *r) {
+    bool full = r->outcome == PAGE_FAILED && (r->error == ENOSPC || r->error == EDQUOT);
+    if (r->outcome == PAGE_OK) {
+        return CACHE_DISK_OK;
+    }
+    e->disk.error = full ? PERCH_E_NO_ROOM : PERCH_E_IO;
+    return r->outcome == PAGE_CORRUPT ? CACHE_DISK_CORRUPT : CACHE_DISK_FAILED;
+}
+
+void disk_poll(perch_engine *e) {
+    page_result results[AT_ONCE];
+    e->disk.done = false;
+    for (size_t n; e->disk.file && (n = page_file_poll(e->disk.file, results, AT_ONCE)) > 0;) {
+        for (size_t i = 0; i < n; i++) {
+            cache_disk_done(e->kv, results[i].frame, outcome_of(e, &results[i]));
+            note_done(e, results[i].op == PAGE_WRITE, results[i].ticket);
+        }
+    }
+}
+
+void disk_wait(perch_engine *e) {
+    if (cache_disk_pending(e->kv) && !e->disk.done && !e->stopping) {
+        pthread_cond_wait(&e->work, &e->lock);
+    }
+}
