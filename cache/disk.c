@@ -47,11 +47,23 @@ static bool could_spill(const cache *c, uint32_t frame) {
            frame_next(c, CACHE_DISK) != CACHE_NO_FRAME;
 }
 
+/* Host frames that are to be empty or on the disk as well. */
+static uint32_t n_safe(const cache *c) {
+    uint32_t n = c->config.n_frames / SAFE_SHARE;
+    n = n < LEAST_SAFE ? LEAST_SAFE : min_u32(n, MOST_SAFE);
+    return min_u32(n, (c->config.n_disk_frames + 1) / 2); /* or they would take the frames there from one another */
+}
+
+uint64_t disk_n_distinct(const cache *c) {
+    uint64_t n_host = c->config.n_frames, n_twice = n_safe(c);
+    return c->disk_off || c->config.n_disk_frames == 0
+               ? n_host
+               : c->config.n_disk_frames + (n_host > n_twice ? n_host - n_twice : 0);
+}
+
 bool disk_spill(cache *c) {
     const cache_frames *host = &c->tiers[CACHE_HOST];
-    uint32_t n_asked = c->n_asked, n = host->n / SAFE_SHARE;
-    n = n < LEAST_SAFE ? LEAST_SAFE : min_u32(n, MOST_SAFE);
-    n = min_u32(n, (c->config.n_disk_frames + 1) / 2); /* or they would take the frames there from one another */
+    uint32_t n_asked = c->n_asked, n = n_safe(c);
     uint32_t n_looked = host->n - host->n_used;
     for (list_link *at = host->lru.next, *next; at != &host->lru && n_looked < n; at = next, n_looked++) {
         uint32_t frame = (uint32_t)((cache_frame *)at - host->items);

@@ -278,7 +278,8 @@ void tier_load(cache *c, cache_entry *e, uint32_t index); /* asks for it, which 
 void tier_forget_loads(cache *c, const cache_entry *e);   /* those that it waits for; they end by themselves */
 
 /* --- disk.c */
-bool disk_spill(cache *c);          /* host frames that are next to be used again; whether it asked for any */
+uint64_t disk_n_distinct(const cache *c); /* copies that the tiers can have, those in both counted once */
+bool disk_spill(cache *c);                /* host frames that are next to be used again; whether it asked for any */
 uint32_t disk_host_frame(cache *c); /* takes one, but waits for what can be written before; CACHE_NO_FRAME: not now */
 bool disk_fetch(cache *c, uint32_t copy); /* to the host tier; false: not now */
 

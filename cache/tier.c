@@ -122,7 +122,7 @@ static bool save_entry(cache *c, const cache_entry *e, uint64_t n_pages) {
 bool cache_save(cache *c, bool now) {
     const uint64_t asked_before = c->queues[CACHE_STORE].end;
     uint64_t wanted = min_u32(c->config.n_pages / SAFE_SHARE, MOST_SAFE);
-    uint64_t n_copies = c->n_copies; /* for those that are next: else they would take them from one another */
+    uint64_t n_copies = disk_n_distinct(c); /* for those that are next: else they would take them from one another */
     wanted = wanted > c->pages_per_slot ? wanted : c->pages_per_slot; /* whoever is admitted next may want so many */
     if (n_copies == 0 || (!now && c->n_save_calls++ % SAVE_CALLS != 0)) {
         return false;

@@ -4,6 +4,8 @@
  * the tokens that it follows from. Then the same conversations are replayed one at a time, on one thread, in a cache that
  * holds everything: tokens and logits must be the same to the bit.
  *
+ * What is evicted may come back from tiers of any size, a file among them, by loading, computing or both.
+ *
  * Many conversations begin alike, in two namespaces, and some are closed: the schedules share what they can through the prefix
  * index, the replay has none.
  *
@@ -12,8 +14,11 @@
 #include "engine/impl.h"
 #include "tests/e2e/host.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #define MAX_SEQUENCES 40u
 #define MAX_OPS 160u
@@ -162,6 +167,9 @@ typedef struct schedule {
     uint32_t n_actions;
     uint32_t cancel_percent, evict_percent;
     bool evict_always; /* everything, after every token */
+    bool waits;        /* for the disk, now and then: next to these models it is slow */
+    bool with_costs;   /* instead of what the engine measures: */
+    cache_costs costs;
 } schedule;
 
 static const uint32_t vocab_of_small = 96, vocab_of_wide = 2048;
@@ -193,6 +201,25 @@ static void find_device(void) {
     }
 }
 
+static char disk_path[64]; /* in a folder of its own, which both go in the end */
+
+/* No tier, a few pages, or many; and what is to be believed of their speed. */
+static void random_tiers(test_rng *rng, schedule *s) {
+    static const double page_us[] = {0.01, 1, 30, 1000};
+    perch_options *o = &s->options;
+    uint64_t n_host = test_rng_below(rng, 3) ? test_rng_below(rng, test_rng_below(rng, 3) ? 40 : 4) : 0;
+    uint64_t n_disk = test_rng_below(rng, 2) ? 1 + test_rng_below(rng, test_rng_below(rng, 3) ? 80 : 4) : 0;
+    o->host_bytes = n_host * page_granularity;
+    o->disk_bytes = n_disk ? n_disk * (page_granularity + 64) + 3 * page_granularity : 0;
+    o->restore = (perch_restore)test_rng_below(rng, 4);
+    snprintf(o->disk_path, sizeof o->disk_path, "%s", disk_path);
+    s->waits = n_disk && test_rng_below(rng, 4);
+    s->with_costs = test_rng_below(rng, 3) > 0;
+    s->costs = (cache_costs){.compute_us = 1, .compute_us_per_position = 0.01, .latency_us = {1, 20}};
+    s->costs.page_us[CACHE_HOST] = page_us[test_rng_below(rng, 4)];
+    s->costs.page_us[CACHE_DISK] = page_us[test_rng_below(rng, 4)];
+}
+
 static schedule random_schedule(test_rng *rng) {
     const char *const names[] = {"llama", on_gpu ? "mistral24" : "mistral", "qwen2", "qwen3"};
     schedule s = {.model_name = test_rng_below(rng, 40) == 0 ? "wide" : names[test_rng_below(rng, 4)]};
@@ -215,7 +242,7 @@ static schedule random_schedule(test_rng *rng) {
     o->cache_chunk_size = (int32_t[]){1, 1, 2, 3, -1}[test_rng_below(rng, 5)];
     o->age_steps = between(rng, 1, 40);
     o->bypass_limit = (uint32_t)test_rng_below(rng, 8);
-    o->host_bytes = test_rng_below(rng, 3) ? test_rng_below(rng, 40) * page_granularity : 0;
+    random_tiers(rng, &s);
     o->prefix_index = test_rng_below(rng, 6) ? PERCH_ON : PERCH_OFF;
     o->schedule = test_rng_below(rng, 3) ? PERCH_SCHEDULE_PREFIX : PERCH_SCHEDULE_FCFS;
     o->prefix_patience = (uint32_t)test_rng_below(rng, 30);
@@ -342,6 +369,17 @@ static void disturb(test_rng *rng, perch_engine *e, const schedule *s) {
     pthread_mutex_unlock(&e->lock);
 }
 
+/* Until something that was asked of the disk is done; and a moment, for the host tier. */
+static void wait_for_disk(perch_engine *e) {
+    const struct timespec wait = {.tv_nsec = 50000};
+    nanosleep(&wait, NULL);
+    for (bool busy = true; busy; nanosleep(&wait, NULL)) {
+        pthread_mutex_lock(&e->lock);
+        busy = cache_disk_pending(e->kv) && !e->disk_done;
+        pthread_mutex_unlock(&e->lock);
+    }
+}
+
 static void run_schedule(test_rng *rng, perch_engine *e, const schedule *s, uint32_t vocab) {
     for (uint32_t i = 0; i < s->n_actions; i++) {
         for (uint64_t n = test_rng_below(rng, 3); n > 0; n--) {
@@ -351,6 +389,10 @@ static void run_schedule(test_rng *rng, perch_engine *e, const schedule *s, uint
             const op *o = &h.ops[test_rng_below(rng, h.n_ops)];
             perch_status status = o->request ? perch_cancel(e, o->request, NULL) : PERCH_OK;
             CU_ASSERT_TRUE(status == PERCH_OK || status == PERCH_E_NOT_FOUND);
+        }
+        for (uint64_t n = s->waits ? test_rng_below(rng, 8) : 0; n > 0 && step(e); n--) {
+            wait_for_disk(e);
+            take_events(e);
         }
         step(e);
         if (s->evict_always || test_rng_below(rng, 100) < s->evict_percent) {
@@ -446,7 +488,7 @@ static void replay(perch_engine *e) {
 
 typedef struct totals {
     uint64_t n_schedules, n_rows, n_evictions, n_preemptions, n_partial_hits, n_misses, n_hits, n_copied, n_prefix,
-        n_restored;
+        n_restored, n_fetched, n_raced, n_declined;
 } totals;
 
 static perch_engine *open_stepped(const perch_options *options, uint32_t *vocab) {
@@ -470,6 +512,9 @@ static void check_one(uint64_t seed, totals *t) {
     if (!e) {
         return;
     }
+    if (s.with_costs) {
+        cache_set_costs(e->kv, &s.costs);
+    }
     run_schedule(&rng, e, &s, vocab);
     for (uint32_t i = 0; i < h.n_sequences; i++) {
         CHECK_MSG(!h.busy[i], "sequence %u never came to its end", i);
@@ -488,7 +533,7 @@ static void check_one(uint64_t seed, totals *t) {
     whole.cache_bytes = 0;
     whole.cache_max_entry_count = MAX_SEQUENCES + 4;
     whole.prefix_index = PERCH_OFF;
-    whole.host_bytes = 0;
+    whole.host_bytes = whole.disk_bytes = 0;
     whole.threads = 1;
     whole.max_batch_size = MAX_COMPLETIONS;
     whole.max_step_tokens = 256;
@@ -514,6 +559,11 @@ static void check_one(uint64_t seed, totals *t) {
     t->n_copied += stats.copied_pages;
     t->n_prefix += stats.prefix_tokens;
     t->n_restored += stats.restored_tokens;
+    t->n_fetched += stats.fetched_pages;
+    t->n_raced += stats.raced_tokens;
+    t->n_declined += stats.declined_tokens;
+    CU_ASSERT_EQUAL(stats.corrupt_pages + stats.failed_disk_reads + stats.failed_disk_writes, 0);
+    CU_ASSERT_EQUAL(stats.disk_status, PERCH_OK);
 }
 
 static void logits_are_the_same_bits_whatever_was_evicted(void) {
@@ -529,20 +579,39 @@ static void logits_are_the_same_bits_whatever_was_evicted(void) {
     }
     printf(
         "  %llu schedules, %llu rows of logits; %llu evictions, %llu preemptions, %llu hits, %llu partial hits, %llu "
-        "misses, %llu pages copied, %llu tokens found with others, %llu restored from the host\n",
+        "misses, %llu pages copied, %llu tokens found with others, %llu restored, %llu pages from the disk, %llu "
+        "tokens "
+        "computed beside that, %llu instead\n",
         (unsigned long long)t.n_schedules, (unsigned long long)t.n_rows, (unsigned long long)t.n_evictions,
         (unsigned long long)t.n_preemptions, (unsigned long long)t.n_hits, (unsigned long long)t.n_partial_hits,
         (unsigned long long)t.n_misses, (unsigned long long)t.n_copied, (unsigned long long)t.n_prefix,
-        (unsigned long long)t.n_restored);
+        (unsigned long long)t.n_restored, (unsigned long long)t.n_fetched, (unsigned long long)t.n_raced,
+        (unsigned long long)t.n_declined);
     /* the schedules are worth something only if these things happen in them */
     CU_ASSERT_TRUE(n < 50 || (t.n_evictions > n && t.n_preemptions > n && t.n_hits > n / 2));
     CU_ASSERT_TRUE(n < 100 ||
                    (t.n_partial_hits > 0 && t.n_misses > 0 && t.n_copied > 0 && t.n_prefix > n && t.n_restored > n));
+    CU_ASSERT_TRUE(n < 100 || (t.n_fetched > n / 10 && t.n_raced > n && t.n_declined > n));
+}
+
+/* The folder is there before a schedule runs, and gone when the process ends, however it does that. */
+static void remove_disk(void) {
+    unlink(disk_path);
+    *strrchr(disk_path, '/') = '\0';
+    rmdir(disk_path);
 }
 
 int main(int argc, char **argv) {
     static const test_case tests[] = {
         {"logits_are_the_same_bits_whatever_was_evicted", logits_are_the_same_bits_whatever_was_evicted},
     };
+    const char *folder = getenv("TMPDIR");
+    snprintf(disk_path, sizeof disk_path, "%.30s/perch-evict-XXXXXX", folder ? folder : "/tmp");
+    if (!mkdtemp(disk_path)) {
+        perror(disk_path);
+        return 1;
+    }
+    snprintf(disk_path + strlen(disk_path), 8, "/kv");
+    atexit(remove_disk);
     return test_main("eviction_test", tests, sizeof tests / sizeof *tests, argc, argv);
 }
