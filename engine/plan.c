@@ -18,7 +18,7 @@
 /* Frames that pages go through to the disk where there is no host tier: so much of them, but within these numbers. */
 #define STAGING_BYTES ((uint64_t)64 << 20)
 #define MIN_STAGING_FRAMES 4u
-#define MAX_STAGING_FRAMES 256u
+#define MAX_STAGING_FRAMES 64u
 
 /* Of either tier: their sum has to be a number. */
 #define MAX_FRAMES (UINT32_MAX / 2 - 1)

@@ -375,13 +375,16 @@ static void wait_for_disk(perch_engine *e) {
     nanosleep(&wait, NULL);
     for (bool busy = true; busy; nanosleep(&wait, NULL)) {
         pthread_mutex_lock(&e->lock);
-        busy = cache_disk_pending(e->kv) && !e->disk_done;
+        busy = cache_disk_pending(e->kv) && !e->disk.done;
         pthread_mutex_unlock(&e->lock);
     }
 }
 
 static void run_schedule(test_rng *rng, perch_engine *e, const schedule *s, uint32_t vocab) {
     for (uint32_t i = 0; i < s->n_actions; i++) {
+        if (s->with_costs) {
+            cache_set_costs(e->kv, &s->costs);
+        }
         for (uint64_t n = test_rng_below(rng, 3); n > 0; n--) {
             random_action(rng, e, vocab);
         }
@@ -511,9 +514,6 @@ static void check_one(uint64_t seed, totals *t) {
     perch_engine *e = open_stepped(&s.options, &vocab);
     if (!e) {
         return;
-    }
-    if (s.with_costs) {
-        cache_set_costs(e->kv, &s.costs);
     }
     run_schedule(&rng, e, &s, vocab);
     for (uint32_t i = 0; i < h.n_sequences; i++) {
