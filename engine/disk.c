@@ -34,6 +34,9 @@ perch_status disk_open(perch_engine *e, const plan_parts *parts, perch_error *er
     if (config.n_frames == 0) {
         return PERCH_OK;
     }
+    if (!e->backend->host_frame) {
+        return err_set(err, PERCH_E_UNSUPPORTED, "[cache] disk_bytes: a simulated device has no bytes to write");
+    }
     fingerprint_kv_key(e, config.key);
     return page_file_open(&config, &e->disk.file, err);
 }
@@ -56,7 +59,7 @@ static void note_sent(perch_engine *e, bool write, uint64_t first, size_t n) {
     w->batches[++w->n_sent % CACHE_DISK_REQUESTS] = (disk_batch){first, (uint32_t)n, (uint32_t)n};
     observe_sent(e, route_of(write), w->n_sent, n);
     if (!write) {
-        cost_load_sent(&e->costs, CACHE_DISK, w->n_sent, n * e->plan.page_bytes, time_us());
+        cost_load_sent(&e->costs, CACHE_DISK, w->n_sent, n * e->plan.page_bytes, engine_now(e));
     }
 }
 
@@ -73,7 +76,7 @@ static void note_done(perch_engine *e, bool write, uint64_t ticket) {
     if (w->n_arrived > arrived) {
         observe_arrived(e, route_of(write), w->n_arrived);
         if (!write) {
-            cost_loads_done(&e->costs, CACHE_DISK, w->n_arrived, time_us());
+            cost_loads_done(&e->costs, CACHE_DISK, w->n_arrived, engine_now(e));
         }
     }
 }

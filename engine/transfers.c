@@ -48,7 +48,7 @@ static perch_status send_direction(perch_engine *e, cache_direction direction, p
 
 perch_status transfers_send(perch_engine *e, bool idle, perch_error *err) {
     bool asked = cache_save(e->kv, idle);
-    e->unsaved = e->plan.host_tier_bytes > 0 && (!idle || asked);
+    e->unsaved = e->plan.host_tier_bytes + e->plan.staging_bytes > 0 && (!idle || asked);
     perch_status status = send_direction(e, CACHE_LOAD, err);
     disk_submit(e);
     return status ? status : send_direction(e, CACHE_STORE, err);

@@ -18,6 +18,7 @@ static perch_options options_of(uint64_t n_host) {
     o.cache_max_entry_count = 2;
     o.page_bytes = 4096;
     o.host_bytes = n_host * o.page_bytes;
+    o.restore = PERCH_RESTORE_LOAD; /* whatever would be quicker */
     o.prefix_index = PERCH_OFF;
     return o;
 }

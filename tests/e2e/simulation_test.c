@@ -319,6 +319,7 @@ static void copies_take_time_beside_the_steps(void) {
     o.mapping = PERCH_MAPPING_TABLE;
     o.cache_max_entry_count = 1;
     o.host_bytes = 1 << 20;
+    o.restore = PERCH_RESTORE_LOAD; /* computing would be quicker */
     o.max_step_tokens = 256;
     hardware.host_gbps = 1e-3; /* a page of 2 KiB in 2048 us */
     perch_engine *e = simulated(&o, &hardware);
@@ -492,6 +493,7 @@ static void the_same_traffic_takes_the_same_time(void) {
     perch_stats stats[2];
     o.cache_max_entry_count = 2;
     o.host_bytes = 64 << 20;
+    o.restore = PERCH_RESTORE_LOAD;
     hardware.host_gbps = 0.5;
     for (int i = 0; i < 2; i++) {
         perch_engine *e = simulated(&o, &hardware);
