@@ -203,7 +203,7 @@ trace=$shared/traces/mooncake_conversation.jsonl
 if [ ! -f "$trace" ]; then
     skip "$trace is not there"
 else
-    run "$perch" bench configs/bench-simulate.ini --json "$tmp/b.json" bench.trace="$trace" bench.speed=0.25 bench.sim_memory_gib=0 \
+    run "$perch" bench configs/bench-simulate.ini --json "$tmp/b.json" bench.trace="$trace" bench.sim_memory_gib=0 \
         cache.cache_bytes=12T
     same "the exit code" 0 "$code"
     same "requests" 12031 "$(b runs.0.requests)"
