@@ -34,8 +34,8 @@ perch_status disk_open(perch_engine *e, const plan_parts *parts, perch_error *er
     if (config.n_frames == 0) {
         return PERCH_OK;
     }
-    if (!e->backend->host_frame) {
-        return err_set(err, PERCH_E_UNSUPPORTED, "[cache] disk_bytes: a simulated device has no bytes to write");
+    if (e->now_us) {
+        return simulated_disk_open(e->device, config.page_bytes, config.max_requests, &e->disk.simulated, err);
     }
     fingerprint_kv_key(e, config.key);
     return page_file_open(&config, &e->disk.file, err);
@@ -43,7 +43,9 @@ perch_status disk_open(perch_engine *e, const plan_parts *parts, perch_error *er
 
 void disk_close(perch_engine *e) {
     page_file_close(e->disk.file);
+    simulated_disk_close(e->disk.simulated);
     e->disk.file = NULL;
+    e->disk.simulated = NULL;
 }
 
 /* --------------------------------------------------------------- observed -- */
@@ -89,7 +91,7 @@ static void note_done(perch_engine *e, bool write, uint64_t ticket) {
  */
 static page_request request_of(const perch_engine *e, const cache_disk_request *asked) {
     page_request r = {.op = asked->write ? PAGE_WRITE : PAGE_READ, .frame = asked->disk_frame};
-    r.data = e->backend->host_frame(e->device, asked->frame);
+    r.data = e->disk.simulated ? NULL : e->backend->host_frame(e->device, asked->frame);
     r.record.n_bytes = asked->n_bytes;
     r.record.index = asked->index;
     return r;
@@ -100,7 +102,10 @@ static void submit(perch_engine *e, bool write, page_request *requests, size_t n
     if (n == 0) {
         return;
     }
-    if (page_file_submit(e->disk.file, requests, n, &first, NULL)) { /* which would be our own mistake */
+    if (e->disk.simulated) {
+        simulated_disk_submit(e->disk.simulated, requests, n, &first);
+        note_sent(e, write, first, n);
+    } else if (page_file_submit(e->disk.file, requests, n, &first, NULL)) { /* which would be our own mistake */
         e->disk.error = PERCH_E_INVALID;
         for (size_t i = 0; i < n; i++) {
             cache_disk_done(e->kv, requests[i].frame, CACHE_DISK_FAILED);
@@ -135,10 +140,16 @@ static cache_disk_outcome outcome_of(perch_engine *e, const page_result *r) {
     return r->outcome == PAGE_CORRUPT ? CACHE_DISK_CORRUPT : CACHE_DISK_FAILED;
 }
 
+static size_t poll(perch_engine *e, page_result *results, size_t cap) {
+    return e->disk.simulated ? simulated_disk_poll(e->disk.simulated, results, cap)
+           : e->disk.file    ? page_file_poll(e->disk.file, results, cap)
+                             : 0;
+}
+
 void disk_poll(perch_engine *e) {
     page_result results[AT_ONCE];
     e->disk.done = false;
-    for (size_t n; e->disk.file && (n = page_file_poll(e->disk.file, results, AT_ONCE)) > 0;) {
+    for (size_t n; (n = poll(e, results, AT_ONCE)) > 0;) {
         for (size_t i = 0; i < n; i++) {
             cache_disk_done(e->kv, results[i].frame, outcome_of(e, &results[i]));
             note_done(e, results[i].op == PAGE_WRITE, results[i].ticket);
@@ -147,7 +158,9 @@ void disk_poll(perch_engine *e) {
 }
 
 void disk_wait(perch_engine *e) {
-    if (cache_disk_pending(e->kv) && !e->disk.done && !e->stopping) {
+    if (e->disk.simulated) {
+        simulated_disk_wait(e->disk.simulated);
+    } else if (cache_disk_pending(e->kv) && !e->disk.done && !e->stopping) {
         pthread_cond_wait(&e->work, &e->lock);
     }
 }

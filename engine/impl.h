@@ -29,6 +29,7 @@
 #include "engine/persist.h"
 #include "engine/sampler.h"
 #include "engine/sched.h"
+#include "engine/simulated_disk.h"
 #include "engine/tiers/page_file.h"
 #include "kernels/kernels.h"
 
@@ -169,10 +170,11 @@ typedef struct disk_way {
 } disk_way;
 
 typedef struct disk_tier {
-    page_file *file;    /* or NULL */
-    bool done;          /* there may be something to poll */
-    perch_status error; /* of the last read or write that failed */
-    disk_way ways[2];   /* reads, writes */
+    page_file *file;           /* or NULL */
+    simulated_disk *simulated; /* or NULL; a simulation's in its place */
+    bool done;                 /* there may be something to poll */
+    perch_status error;        /* of the last read or write that failed */
+    disk_way ways[2];          /* reads, writes */
 } disk_tier;
 
 struct perch_engine {

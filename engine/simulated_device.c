@@ -73,6 +73,8 @@ perch_status simulated_open(const perch_hardware *hardware, kernels_device **out
 
 uint64_t simulated_now_us(const kernels_device *device) { return (device->now_ns - device->origin_ns) / 1000; }
 
+double simulated_disk_gbps(const kernels_device *device) { return device->hardware.disk_gbps; }
+
 void simulated_begin(kernels_device *device) { device->origin_ns = device->now_ns; }
 
 void simulated_pass_time(kernels_device *device, uint64_t until_us) {

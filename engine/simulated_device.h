@@ -24,6 +24,9 @@ perch_status simulated_open(const perch_hardware *hardware, kernels_device **out
 uint64_t simulated_now_us(const kernels_device *device);
 void simulated_begin(kernels_device *device);
 
+/* What its host's disk reads and writes, in 10^9 bytes a second. */
+double simulated_disk_gbps(const kernels_device *device);
+
 /* Time passes until then, if it isn't later already. */
 void simulated_pass_time(kernels_device *device, uint64_t until_us);
 

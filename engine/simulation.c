@@ -21,7 +21,8 @@ static perch_status check_hardware(const perch_hardware *h, perch_error *err) {
     if ((status = check_rate("matrix_tflops", h->matrix_tflops, 1e-6, err)) ||
         (status = check_rate("attention_tflops", h->attention_tflops, 1e-6, err)) ||
         (status = check_rate("memory_gbps", h->memory_gbps, 1e-6, err)) ||
-        (status = check_rate("host_gbps", h->host_gbps, 1e-6, err))) {
+        (status = check_rate("host_gbps", h->host_gbps, 1e-6, err)) ||
+        (status = check_rate("disk_gbps", h->disk_gbps, 1e-6, err))) {
         return status;
     }
     return check_rate("launch_us", h->launch_us, 0, err);
@@ -37,6 +38,7 @@ perch_status perch_hardware_init(perch_hardware *hardware, size_t struct_size) {
                                  .attention_tflops = 400,
                                  .memory_gbps = 4300,
                                  .host_gbps = 50,
+                                 .disk_gbps = 6,
                                  .launch_us = 100};
     return PERCH_OK;
 }

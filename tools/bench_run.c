@@ -24,7 +24,9 @@ uint64_t bench_run_now(const struct bench_run *run) {
     return (run->is_simulated ? run->simulated_us : clock_us()) - run->origin_us;
 }
 
-uint64_t bench_run_capacity(const struct bench_run *run) { return run->plan->pool_bytes + run->plan->host_tier_bytes; }
+uint64_t bench_run_capacity(const struct bench_run *run) {
+    return run->plan->pool_bytes + run->plan->host_tier_bytes + run->plan->disk_tier_bytes;
+}
 
 const char *bench_class_name(enum bench_class class) {
     static const char *const names[N_CLASSES] = {"first turn", "hit", "partial hit", "miss"};

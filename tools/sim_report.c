@@ -124,7 +124,8 @@ static void name_line(const struct bench_vary *vary, const struct bench_run *run
     bench_vary_name(vary, run->variant, whole, sizeof(whole));
     out[0] = '\0';
     for (char *rest = whole, *word; (word = strtok_r(rest, " ", &rest)) != NULL && n < cap;) {
-        if (strncmp(word, "cache.cache_bytes=", 18) != 0 && strncmp(word, "cache.host_bytes=", 17) != 0) {
+        if (strncmp(word, "cache.cache_bytes=", 18) != 0 && strncmp(word, "cache.host_bytes=", 17) != 0 &&
+            strncmp(word, "cache.disk_bytes=", 17) != 0) {
             n += (size_t)snprintf(out + n, cap - n, "%s%s", n > 0 ? " " : "", word);
         }
     }

@@ -486,6 +486,7 @@ typedef struct perch_hardware {
     double attention_tflops; /* attention's */
     double memory_gbps;      /* device memory, read and written, 10^9 bytes a second */
     double host_gbps;        /* between device and host tier, each way */
+    double disk_gbps;        /* between host memory and disk, each way */
     double launch_us;        /* of every step, beside what it computes */
 } perch_hardware;
 
