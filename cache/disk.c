@@ -6,6 +6,8 @@
  */
 #include "cache/state.h"
 
+#include <assert.h>
+
 /* Host frames, the next to be used again, that are to be empty or on the disk as well: a share of all, within these bounds. */
 #define SAFE_SHARE 8u
 #define LEAST_SAFE 32u
@@ -26,6 +28,7 @@ static void ask(cache *c, bool write, uint32_t copy) {
     const cache_copy *k = &c->copies[copy];
     uint32_t n_groups = (uint32_t)((k->n_tokens + KV_GROUP_TOKENS - 1) / KV_GROUP_TOKENS);
     uint64_t bytes = n_groups * c->config.group_bytes - k->index * c->config.page_bytes;
+    assert(c->n_disk_pending < CACHE_DISK_REQUESTS && c->n_asked < CACHE_DISK_REQUESTS);
     c->asked[c->n_asked++] = (cache_disk_request){
         .write = write,
         .frame = k->frame[CACHE_HOST],
@@ -44,7 +47,7 @@ static void ask(cache *c, bool write, uint32_t copy) {
 static bool could_spill(const cache *c, uint32_t frame) {
     uint32_t copy = c->tiers[CACHE_HOST].items[frame].copy;
     return !c->disk_off && copy != CACHE_NO_COPY && !copy_lies_in(c, copy, CACHE_DISK) && c->n_spilling < MOST_SPILLS &&
-           frame_next(c, CACHE_DISK) != CACHE_NO_FRAME;
+           c->n_disk_pending < CACHE_DISK_REQUESTS && frame_next(c, CACHE_DISK) != CACHE_NO_FRAME;
 }
 
 /* Host frames that are to be empty or on the disk as well. */

@@ -483,18 +483,22 @@ static void every_token_is_as_likely_as_any_other(void) {
     perch_engine_destroy(e);
 }
 
-/* A host tier is in it, whose copies end in simulated time. */
+/* Tiers are in it, whose copies end in simulated time. */
 static void the_same_traffic_takes_the_same_time(void) {
-    enum { N_TURNS = 200 };
+    enum { N_TURNS = 300 };
     static turn turns[2][N_TURNS];
     perch_options o = host_options("llama");
     perch_hardware hardware = h200();
     uint64_t now_us[2] = {0, 1};
     perch_stats stats[2];
+    o.mapping = PERCH_MAPPING_TABLE;
     o.cache_max_entry_count = 2;
-    o.host_bytes = 64 << 20;
+    o.host_bytes = 64 << 10; /* 32 pages */
+    o.disk_bytes = 4 << 20;
+    snprintf(o.disk_path, sizeof o.disk_path, "/nothing/is/written/there");
     o.restore = PERCH_RESTORE_LOAD;
     hardware.host_gbps = 0.5;
+    hardware.disk_gbps = 0.1;
     for (int i = 0; i < 2; i++) {
         perch_engine *e = simulated(&o, &hardware);
         if (!e) {
@@ -502,11 +506,13 @@ static void the_same_traffic_takes_the_same_time(void) {
         }
         stats[i] = play(e, 5, 5, N_TURNS, turns[i]);
         CU_ASSERT_EQUAL(perch_simulation_advance(e, 0, &now_us[i], NULL), PERCH_OK);
+        CHECK_MSG(cache_check(e->kv) == NULL, "%s", cache_check(e->kv));
         perch_engine_destroy(e);
     }
     CU_ASSERT_EQUAL(now_us[0], now_us[1]);
     CU_ASSERT_EQUAL(memcmp(turns[0], turns[1], sizeof turns[0]), 0);
-    CU_ASSERT_TRUE(stats[0].restored_pages > 0);
+    CU_ASSERT_TRUE(stats[0].restored_pages > 0 && stats[0].spilled_pages > 0 && stats[0].fetched_pages > 0);
+    CU_ASSERT_EQUAL(stats[0].disk_status, PERCH_OK);
     stats[0].host_us = stats[1].host_us; /* that of this machine */
     CU_ASSERT_EQUAL(memcmp(&stats[0], &stats[1], sizeof stats[0]), 0);
 }
