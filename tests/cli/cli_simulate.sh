@@ -133,7 +133,7 @@ least "hits" 1 "$(b runs.0.stats.hits)"
 least "re-prefilled" 1 "$(b runs.0.stats.reprefill_tokens)"
 for gbps in 1000 2; do
     run "$perch" bench "$tmp/other.ini" --json "$tmp/b.json" bench.workload=churn bench.turns=200 bench.sessions=30 \
-        bench.prompt_tokens=200 cache.host_bytes=1G bench.sim_host_gbps=$gbps
+        bench.prompt_tokens=200 cache.host_bytes=1G cache.restore=load bench.sim_host_gbps=$gbps
     same "the exit code" 0 "$code"
     least "restored" 1 "$(b runs.0.stats.restored_tokens)"
     b runs.0.ttft_ms.mean >"$tmp/ttft-$gbps"
