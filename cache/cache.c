@@ -407,4 +407,8 @@ void cache_stats_get(const cache *c, cache_stats *out) {
         .unmaps = c->unmaps,
     };
     out->tiers.n_demoted = (uint32_t)c->n_demoted_claims;
+    out->tiers.n_host_frames = c->tiers[CACHE_HOST].n;
+    out->tiers.n_host_full = c->tiers[CACHE_HOST].n_full;
+    out->tiers.n_disk_frames = c->tiers[CACHE_DISK].n;
+    out->tiers.n_disk_full = c->tiers[CACHE_DISK].n_full;
 }

@@ -232,7 +232,7 @@ static const char *check_demoted(const cache *c) {
 
 static const char *check_frames(const cache *c, cache_tier tier, recount *n) {
     const cache_frames *t = &c->tiers[tier];
-    uint32_t n_lru = 0, n_busy = 0;
+    uint32_t n_lru = 0, n_busy = 0, n_full = 0;
     for (const list_link *at = t->lru.next; at != &t->lru; at = at->next) {
         if (at->next->prev != at || n_lru++ > t->n_used || ((const cache_frame *)at)->n_busy) {
             return "a list of frames is broken";
@@ -241,6 +241,7 @@ static const char *check_frames(const cache *c, cache_tier tier, recount *n) {
     for (uint32_t frame = 0; frame < t->n_used; frame++) {
         const cache_frame *f = &t->items[frame];
         n_busy += f->n_busy > 0;
+        n_full += f->copy != CACHE_NO_COPY;
         /* A read or write: what is being filled, and where from. */
         uint32_t other = f->copy == CACHE_NO_COPY ? CACHE_NO_FRAME : c->copies[f->copy].frame[1 - tier];
         bool both = other != CACHE_NO_FRAME;
@@ -254,6 +255,9 @@ static const char *check_frames(const cache *c, cache_tier tier, recount *n) {
         if (f->copy != CACHE_NO_COPY && c->copies[f->copy].frame[tier] != frame) {
             return "a copy does not lie where it is";
         }
+    }
+    if (n_full != t->n_full) {
+        return "another number of frames has copies";
     }
     return n_lru + n_busy == t->n_used ? NULL : "a frame is lost";
 }

@@ -35,6 +35,7 @@ bool claim_holds(const cache *c, const cache_claim *claim) {
 static void empty(cache *c, cache_tier tier, cache_frame *f) {
     cache_copy *copy = f->copy != CACHE_NO_COPY ? &c->copies[f->copy] : NULL;
     if (copy) {
+        c->tiers[tier].n_full--;
         copy->frame[tier] = CACHE_NO_FRAME;
         if (copy->frame[CACHE_HOST] == CACHE_NO_FRAME && copy->frame[CACHE_DISK] == CACHE_NO_FRAME) {
             copy->generation++;
@@ -94,6 +95,7 @@ void frame_let_go(cache *c, cache_tier tier, uint32_t frame, bool used) {
 }
 
 void frame_fill(cache *c, cache_tier tier, uint32_t frame, uint32_t copy) {
+    c->tiers[tier].n_full++;
     c->tiers[tier].items[frame].copy = copy;
     c->tiers[tier].items[frame].filling = true;
     c->copies[copy].frame[tier] = frame;

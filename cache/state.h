@@ -53,6 +53,7 @@ typedef struct cache_frame {
 typedef struct cache_frames {
     cache_frame *items; /* [n], of which n_used were ever used */
     uint32_t n, n_used;
+    uint32_t n_full; /* that a copy lies in */
     list_link lru;
 } cache_frames;
 

@@ -47,6 +47,7 @@ void completion_admitted(void *engine, sched_item *item, uint32_t n_valid) {
         c->admitted_us = engine_now(e);
         if (c->index == 0) {
             found = count_hit(e, c, n_valid);
+            e->stats.restored_hits += n_valid > cache_entry_n_valid(item->entry);
             leave_queue(e, c->req);
         }
     }

@@ -394,6 +394,10 @@ static void tier_stats(const cache_tier_stats *kv, perch_stats *stats) {
     stats->failed_disk_writes = kv->failed_writes;
     stats->raced_tokens = kv->raced_tokens;
     stats->declined_tokens = kv->declined_tokens;
+    stats->host_pages_total = kv->n_host_frames;
+    stats->host_pages_used = kv->n_host_full;
+    stats->disk_pages_total = kv->n_disk_frames;
+    stats->disk_pages_used = kv->n_disk_full;
 }
 
 void engine_stats(perch_engine *e, perch_stats *stats) {

@@ -21,10 +21,10 @@ static json_t *number(double value) { return isfinite(value) ? json_real(value) 
 /* What the counters grew by. Gauges are left as they stood at the end. */
 static json_t *stats_delta(const perch_stats *before, const perch_stats *after) {
     static const char *const gauges[] = {
-        "status",       "rows_running", "requests_waiting",    "sequences_open", "sequences_resident",
-        "slots_total",  "slots_active", "pages_total",         "pages_free",     "pages_live",
-        "pages_cached", "page_bytes",   "evicted_idle_p50_us", "ttft_p50_us",    "ttft_p90_us",
-        "ttft_p99_us"};
+        "status",       "rows_running",     "requests_waiting",    "sequences_open",   "sequences_resident",
+        "slots_total",  "slots_active",     "pages_total",         "pages_free",       "pages_live",
+        "pages_cached", "page_bytes",       "evicted_idle_p50_us", "ttft_p50_us",      "ttft_p90_us",
+        "ttft_p99_us",  "host_pages_total", "host_pages_used",     "disk_pages_total", "disk_pages_used"};
     json_t *from = json_stats(before);
     json_t *delta = json_stats(after);
     const char *key;

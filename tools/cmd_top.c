@@ -47,11 +47,28 @@ static int parse_interval(struct top *top) {
 static json_t *number(double value) { return isfinite(value) ? json_real(value) : json_null(); }
 
 static json_t *rates_json(const struct top_rates *rates) {
-    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o}", "prefill_tokens", rates->prefill_tokens,
-                     "decode_tokens", rates->decode_tokens, "requests", rates->requests, "evictions", rates->evictions,
-                     "evicted_pages", rates->evicted_pages, "to_host_bytes", rates->to_host_bytes, "to_device_bytes",
-                     rates->to_device_bytes, "step_ms", rates->step_ms, "host_share", rates->host_share, "hit_ratio",
-                     number(rates->hit_ratio), "cached_share", number(rates->cached_share));
+    json_t *out = json_object();
+    bool failed = out == NULL;
+#define RATE(field) failed = failed || json_object_set_new(out, #field, number(rates->field)) != 0
+    RATE(prefill_tokens);
+    RATE(decode_tokens);
+    RATE(requests);
+    RATE(evictions);
+    RATE(evicted_pages);
+    RATE(to_host_bytes);
+    RATE(to_device_bytes);
+    RATE(to_disk_bytes);
+    RATE(from_disk_bytes);
+    RATE(step_ms);
+    RATE(host_share);
+    RATE(hit_ratio);
+    RATE(cached_share);
+#undef RATE
+    if (failed) {
+        json_decref(out);
+        return NULL;
+    }
+    return out;
 }
 
 static json_t *engine_json(const struct top_engine *engine) {

@@ -145,6 +145,11 @@ json_t *json_stats(const perch_stats *stats) {
     COUNT(evicted_idle_us);
     COUNT(evicted_idle_p50_us);
     COUNT(page_bytes);
+    COUNT(restored_hits);
+    COUNT(host_pages_total);
+    COUNT(host_pages_used);
+    COUNT(disk_pages_total);
+    COUNT(disk_pages_used);
     COUNT(ttft_p50_us);
     COUNT(ttft_p90_us);
     COUNT(ttft_p99_us);

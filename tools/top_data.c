@@ -154,6 +154,8 @@ struct top_rates top_engine_rates(const struct top_engine *engine) {
     rates.evicted_pages = (double)GREW(evicted_pages) / seconds;
     rates.to_host_bytes = (double)GREW(saved_pages) * (double)now->page_bytes / seconds;
     rates.to_device_bytes = (double)GREW(restored_pages) * (double)now->page_bytes / seconds;
+    rates.to_disk_bytes = (double)GREW(spilled_pages) * (double)now->page_bytes / seconds;
+    rates.from_disk_bytes = (double)GREW(fetched_pages) * (double)now->page_bytes / seconds;
     rates.step_ms = GREW(steps) > 0 ? (double)GREW(step_us) / (double)GREW(steps) / 1e3 : 0.0;
     rates.host_share = GREW(step_us) > 0 ? (double)GREW(host_us) / (double)GREW(step_us) : 0.0;
     rates.hit_ratio = ratio(GREW(hits) + GREW(partial_hits), GREW(hits) + GREW(partial_hits) + GREW(misses));

@@ -21,6 +21,7 @@ struct top_engine {
 struct top_rates {
     double prefill_tokens, decode_tokens, requests, evictions, evicted_pages; /* a second */
     double to_host_bytes, to_device_bytes;                                    /* a second */
+    double to_disk_bytes, from_disk_bytes;                                    /* a second */
     double step_ms;                                                           /* mean */
     double host_share;                                                        /* of the steps' time, 0..1 */
     double

@@ -113,6 +113,29 @@ static void draw_pages(struct screen *screen, const perch_stats *stats) {
     screen_end_line(screen);
 }
 
+/* Of a tier below the device, where there is one. */
+static void draw_tier(struct screen *screen, const char *name, uint32_t used, uint32_t total, uint64_t page_bytes) {
+    if (total == 0) {
+        return;
+    }
+    begin_line(screen, name);
+    put_bar(screen, 0, used, total);
+    screen_put(screen, SCREEN_YELLOW, "%u copies", used);
+    screen_put(screen, SCREEN_FAINT, "  %u free", total - used);
+    put_bytes(screen, SCREEN_FAINT, "  of %s", (double)total * (double)page_bytes);
+    screen_end_line(screen);
+}
+
+static void draw_tiers(struct screen *screen, const perch_stats *stats) {
+    draw_tier(screen, "host", stats->host_pages_used, stats->host_pages_total, stats->page_bytes);
+    draw_tier(screen, "disk", stats->disk_pages_used, stats->disk_pages_total, stats->page_bytes);
+    if (stats->disk_status != PERCH_OK) {
+        begin_line(screen, "");
+        screen_put(screen, SCREEN_RED, "the disk is not used any more: %s", perch_status_text(stats->disk_status));
+        screen_end_line(screen);
+    }
+}
+
 static void draw_sequences(struct screen *screen, const perch_stats *stats) {
     uint64_t resident = stats->sequences_resident, active = stats->rows_running;
     uint64_t there = resident + active;
@@ -146,9 +169,10 @@ static void draw_hits(struct screen *screen, const perch_stats *stats, const str
     screen_put(screen, SCREEN_PLAIN, "  prefill saved %s", time_text(saved, stats->saved_us));
     screen_end_line(screen);
     begin_line(screen, "");
-    screen_put(screen, SCREEN_FAINT, "%llu hits  %llu partial hits  %llu misses  %llu first turns",
+    screen_put(screen, SCREEN_FAINT, "%llu hits  %llu partial hits  %llu restored  %llu misses  %llu first turns",
                (unsigned long long)stats->hits, (unsigned long long)stats->partial_hits,
-               (unsigned long long)stats->misses, (unsigned long long)stats->first_turns);
+               (unsigned long long)stats->restored_hits, (unsigned long long)stats->misses,
+               (unsigned long long)stats->first_turns);
     screen_end_line(screen);
 }
 
@@ -162,12 +186,24 @@ static void draw_evictions(struct screen *screen, const perch_stats *stats, cons
 }
 
 static void draw_copies(struct screen *screen, const perch_stats *stats, const struct top_rates *rates) {
+    double page_bytes = (double)stats->page_bytes;
+    if (stats->host_pages_total == 0) {
+        return;
+    }
     begin_line(screen, "copies");
     put_bytes(screen, SCREEN_PLAIN, "to the host %s/s", rates->to_host_bytes);
     put_bytes(screen, SCREEN_PLAIN, "  back %s/s", rates->to_device_bytes);
-    put_bytes(screen, SCREEN_FAINT, "  in all %s", (double)stats->saved_pages * (double)stats->page_bytes);
-    put_bytes(screen, SCREEN_FAINT, " and %s", (double)stats->restored_pages * (double)stats->page_bytes);
+    put_bytes(screen, SCREEN_FAINT, "  in all %s", (double)stats->saved_pages * page_bytes);
+    put_bytes(screen, SCREEN_FAINT, " and %s", (double)stats->restored_pages * page_bytes);
     screen_end_line(screen);
+    if (stats->disk_pages_total > 0) {
+        begin_line(screen, "");
+        put_bytes(screen, SCREEN_PLAIN, "to the disk %s/s", rates->to_disk_bytes);
+        put_bytes(screen, SCREEN_PLAIN, "  back %s/s", rates->from_disk_bytes);
+        put_bytes(screen, SCREEN_FAINT, "  in all %s", (double)stats->spilled_pages * page_bytes);
+        put_bytes(screen, SCREEN_FAINT, " and %s", (double)stats->fetched_pages * page_bytes);
+        screen_end_line(screen);
+    }
 }
 
 static void draw_ttft(struct screen *screen, const perch_stats *stats) {
@@ -195,6 +231,7 @@ static void draw_one(struct screen *screen, const struct top_engine *engine) {
     draw_rows(screen, stats);
     draw_sequences(screen, stats);
     draw_pages(screen, stats);
+    draw_tiers(screen, stats);
     screen_blank_line(screen);
     draw_speed(screen, &rates);
     draw_ttft(screen, stats);

@@ -382,6 +382,9 @@ typedef struct perch_stats {
     uint64_t evicted_idle_us;     /* sum over evictions: how long what lost pages had been idle; */
     uint64_t evicted_idle_p50_us; /* and the median, to an eighth */
     uint64_t page_bytes;          /* of all pages here */
+    uint64_t restored_hits;       /* of the hits and partial hits: some of it came back from a tier below the device */
+    uint32_t host_pages_total, host_pages_used; /* gauge: frames of that tier, and those that hold a copy */
+    uint32_t disk_pages_total, disk_pages_used; /* gauge */
     uint64_t ttft_p50_us, ttft_p90_us,
         ttft_p99_us;     /* submit to first token, of the last thousand or so requests; to an eighth */
     uint64_t trace_lost; /* events that trace_file lacks: they came too fast, or the file failed */

@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { N = 5, PROMPT = 150, SESSION = 256, N_LANES = 2, MAX_SPANS = 64 };
+enum { N = 5, PROMPT = 150, SESSION = 256, N_HOST = 256, N_LANES = 2, MAX_SPANS = 1024 };
 
 static char file[] = "/tmp/perch-tracing-XXXXXX";
 
@@ -24,8 +24,9 @@ static perch_options options_of(void) {
     o.max_batch_size = 4;
     o.cache_max_entry_count = 2;
     o.page_bytes = 4096;
-    o.host_bytes = 256 * o.page_bytes;
+    o.host_bytes = N_HOST * o.page_bytes;
     o.prefix_index = PERCH_OFF;
+    o.restore = PERCH_RESTORE_LOAD; /* however quick it is */
     snprintf(o.trace_file, sizeof o.trace_file, "%s", file);
     return o;
 }
@@ -42,7 +43,8 @@ static void wait_for_copies(perch_engine *e) {
     const struct timespec ms = {.tv_nsec = 1000000};
     for (bool busy = true; busy; nanosleep(&ms, NULL)) {
         pthread_mutex_lock(&e->lock);
-        busy = e->unsaved || cache_transfers_pending(e->kv, CACHE_STORE) || cache_transfers_pending(e->kv, CACHE_LOAD);
+        busy = e->unsaved || cache_transfers_pending(e->kv, CACHE_STORE) ||
+               cache_transfers_pending(e->kv, CACHE_LOAD) || cache_disk_pending(e->kv);
         pthread_mutex_unlock(&e->lock);
     }
 }
@@ -130,7 +132,7 @@ typedef struct sums {
     uint32_t n_spans;
     int64_t last_end; /* of a step */
     uint64_t steps, step_us, host_us, phase_us, prefill, decode, evictions, evicted_pages, idle_us, preempted,
-        readmitted, generated, cached, restored, pages[2], bytes[2], finished[8], found[5];
+        readmitted, generated, cached, restored, restored_hits, pages[TRACE_N_ROUTES], bytes, finished[8], found[5];
 } sums;
 
 static int64_t number(const jv *object, const char *key) {
@@ -230,6 +232,7 @@ static void look_at_instant(sums *s, const jv *event) {
             s->found[i]++;
             s->cached += i < 4 ? argument(event, "cached_tokens") : 0;
             s->restored += argument(event, "restored_tokens");
+            s->restored_hits += i < 4 && argument(event, "restored_tokens") > 0;
         }
     }
     s->preempted += is(event, "name", "preempt");
@@ -244,6 +247,11 @@ static void look_at_gauges(const perch_stats *stats, const jv *event) {
     }
 }
 
+static const char *const routes[] = {[TRACE_DEVICE_TO_HOST] = "device to host",
+                                     [TRACE_HOST_TO_DEVICE] = "host to device",
+                                     [TRACE_HOST_TO_DISK] = "host to disk",
+                                     [TRACE_DISK_TO_HOST] = "disk to host"};
+
 static void look_at(sums *s, const perch_stats *stats, const jv *event) {
     const char *phase = jv_string(jv_get(event, "ph"));
     CU_ASSERT_EQUAL(number(event, "pid"), getpid());
@@ -257,9 +265,10 @@ static void look_at(sums *s, const perch_stats *stats, const jv *event) {
         look_at_span(s, event);
         look_at_request(s, event);
         if (is(event, "cat", "copy") && is(event, "ph", "b")) {
-            int to_device = is(event, "name", "host to device");
-            s->pages[to_device] += argument(event, "pages");
-            s->bytes[to_device] += argument(event, "bytes");
+            for (int route = 0; route < TRACE_N_ROUTES; route++) {
+                s->pages[route] += is(event, "name", routes[route]) ? argument(event, "pages") : 0;
+            }
+            s->bytes += argument(event, "bytes");
         }
         break;
     case 'i':
@@ -284,9 +293,13 @@ static void sums_agree(const sums *s, const perch_stats *stats) {
     CU_ASSERT_EQUAL(s->evicted_pages, stats->evicted_pages);
     CU_ASSERT_EQUAL(s->idle_us, stats->evicted_idle_us);
     CU_ASSERT_EQUAL(s->preempted, stats->preemptions);
-    CU_ASSERT_EQUAL(s->pages[0], stats->saved_pages);
-    CU_ASSERT_EQUAL(s->pages[1], stats->restored_pages);
-    CU_ASSERT_EQUAL(s->bytes[0] + s->bytes[1], (stats->saved_pages + stats->restored_pages) * stats->page_bytes);
+    CU_ASSERT_EQUAL(s->pages[TRACE_DEVICE_TO_HOST], stats->saved_pages);
+    CU_ASSERT_EQUAL(s->pages[TRACE_HOST_TO_DEVICE], stats->restored_pages);
+    CU_ASSERT_EQUAL(s->pages[TRACE_HOST_TO_DISK], stats->spilled_pages);
+    CU_ASSERT_EQUAL(s->pages[TRACE_DISK_TO_HOST], stats->fetched_pages);
+    CU_ASSERT_EQUAL(s->bytes, stats->page_bytes * (stats->saved_pages + stats->restored_pages + stats->spilled_pages +
+                                                   stats->fetched_pages));
+    CU_ASSERT_EQUAL(s->restored_hits, stats->restored_hits);
     CU_ASSERT_EQUAL(s->found[0], stats->first_turns);
     CU_ASSERT_EQUAL(s->found[1], stats->hits);
     CU_ASSERT_EQUAL(s->found[2], stats->partial_hits);
@@ -298,10 +311,11 @@ static void sums_agree(const sums *s, const perch_stats *stats) {
     CU_ASSERT_EQUAL(stats->trace_lost, 0);
 }
 
-static void what_happened_stands_in_the_trace(void) {
-    static sums s;
-    perch_options o = options_of();
-    perch_stats stats = live(&o, false);
+static sums all;
+
+static perch_stats read_life(const perch_options *o) {
+    perch_stats stats = live(o, false);
+    all = (sums){.n_spans = 0};
     perch_error err;
     jv_doc doc;
     FILE *f = fopen(file, "rb");
@@ -311,24 +325,47 @@ static void what_happened_stands_in_the_trace(void) {
     fclose(f);
     if (CHECK_MSG(jv_parse(text, n, "the trace", &doc, &err) == PERCH_OK, "%s", err.message)) {
         for (uint32_t i = 0; i < doc.root->n; i++) {
-            look_at(&s, &stats, &doc.root->as.children[i]);
+            look_at(&all, &stats, &doc.root->as.children[i]);
         }
-        sums_agree(&s, &stats);
-        for (uint32_t i = 0; i < s.n_spans; i++) {
-            CHECK_MSG(s.spans[i].ended, "%s of span %lld is open", s.spans[i].open[0], (long long)s.spans[i].id);
+        sums_agree(&all, &stats);
+        for (uint32_t i = 0; i < all.n_spans; i++) {
+            CHECK_MSG(all.spans[i].ended, "%s of span %lld is open", all.spans[i].open[0], (long long)all.spans[i].id);
         }
         jv_free(&doc);
     }
     free(text);
     /* It would prove nothing of what did not happen. */
     CHECK_MSG(stats.evictions > 0 && stats.restored_pages > 0 && stats.preemptions > 0 && stats.hits > 0 &&
-                  s.restored > 0,
+                  all.restored > 0,
               "%llu evictions, %llu pages restored, %llu preemptions, %llu hits", (unsigned long long)stats.evictions,
               (unsigned long long)stats.restored_pages, (unsigned long long)stats.preemptions,
               (unsigned long long)stats.hits);
-    CU_ASSERT_EQUAL(s.lanes[1].n_steps > 0, is_async);
+    CU_ASSERT_EQUAL(all.lanes[1].n_steps > 0, is_async);
     CU_ASSERT_TRUE(stats.saved_us > 0);
     CU_ASSERT_TRUE(stats.evicted_idle_p50_us > 0 && stats.evicted_idle_us > 0);
+    CU_ASSERT_TRUE(stats.host_pages_used > 0 && stats.host_pages_used <= stats.host_pages_total);
+    return stats;
+}
+
+static void what_happened_stands_in_the_trace(void) {
+    perch_options o = options_of();
+    perch_stats stats = read_life(&o);
+    CU_ASSERT_EQUAL(stats.host_pages_total, N_HOST);
+    CU_ASSERT_EQUAL(stats.disk_pages_total, 0);
+}
+
+static void so_do_reads_and_writes_of_the_disk(void) {
+    perch_options o = options_of();
+    o.host_bytes = 12 * o.page_bytes;
+    o.disk_bytes = 400 * o.page_bytes;
+    snprintf(o.disk_path, sizeof o.disk_path, "%s.pages", file);
+    perch_stats stats = read_life(&o);
+    CHECK_MSG(stats.spilled_pages > 0 && stats.fetched_pages > 0, "%llu pages spilled, %llu fetched",
+              (unsigned long long)stats.spilled_pages, (unsigned long long)stats.fetched_pages);
+    CU_ASSERT_TRUE(stats.disk_pages_total > 0 && stats.disk_pages_total <= 400);
+    CU_ASSERT_TRUE(stats.disk_pages_used > 0 && stats.disk_pages_used <= stats.disk_pages_total);
+    CU_ASSERT_EQUAL(stats.disk_status, PERCH_OK);
+    unlink(o.disk_path);
 }
 
 static void a_trace_that_cannot_be_written_is_refused_with_its_name(void) {
@@ -386,6 +423,7 @@ int main(int argc, char **argv) {
     { #name, name }
     static const test_case tests[] = {
         TEST(what_happened_stands_in_the_trace),
+        TEST(so_do_reads_and_writes_of_the_disk),
         TEST(a_trace_that_cannot_be_written_is_refused_with_its_name),
         TEST(the_answers_do_not_depend_on_a_file_that_fails),
         TEST(the_statistics_file_says_what_the_engine_says),
