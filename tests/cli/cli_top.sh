@@ -79,7 +79,8 @@ run "$perch" top engine.stats_file="$folder/$one" --once --interval 0.1
 has "the same by the option" "process $one" "$out"
 
 t "where stdout is no terminal a frame is printed for each look, until Ctrl-C"
-"$perch" top --interval 0.05 >"$tmp/frames" 2>"$tmp/err" &
+: >"$tmp/frames"
+"$perch" top --interval 0.05 >>"$tmp/frames" 2>"$tmp/err" &
 pid=$!
 three() { [ "$(grep -c "^$1 " "$tmp/frames")" -ge 3 ]; }
 wait_for three rows || bad "it ended: $(cat "$tmp/err")"
@@ -116,7 +117,8 @@ longest=$(awk -v RS='\033[[]2J\033[[]H' 'END { print }' "$tmp/drawn" | sed 's/\x
 [ "$longest" -le 59 ] || bad "a line of $longest columns on a terminal of 60"
 
 t "it ends by itself when the last engine does"
-"$perch" top --interval 0.05 >"$tmp/frames" 2>"$tmp/err" &
+: >"$tmp/frames"
+"$perch" top --interval 0.05 >>"$tmp/frames" 2>"$tmp/err" &
 pid=$!
 pids+=("$pid")
 wait_for three process || bad "it ended: $(cat "$tmp/err")"
