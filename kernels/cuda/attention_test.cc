@@ -468,6 +468,56 @@ static void windows_of_every_kind(void) {
     }
 }
 
+/* So many rows that each CTA draws pieces beyond its first one, of both kinds; none is left out. */
+static void ctas_draw_until_all_pieces_are_taken(void) {
+    test_rng rng = {test_seed(27)};
+    int n_processors = 0;
+    CHECK_CUDA(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, 0));
+    for (uint32_t n : {1u, 9u}) { /* tokens of a row: small pieces, tall ones */
+        shape s = random_shape(&rng, 16, 2);
+        s.n_kv_heads = 1;
+        const sequence q = random_sequence(&rng, s, 30, 2);
+        std::vector<part> parts;
+        while (parts.size() < static_cast<size_t>(n_processors) * (n == 1 ? 4 : 2)) {
+            parts.push_back({&q, static_cast<uint32_t>(test_rng_below(&rng, q.n - n + 1)), n});
+        }
+        const std::vector<uint16_t> got = attend(&rng, s, parts, static_cast<uint32_t>(n_processors));
+        size_t at = 0;
+        for (const part &p : parts) {
+            check_part(&rng, s, p, got.data() + at);
+            at += static_cast<size_t>(p.n) * s.n_group * s.head_dim;
+        }
+    }
+}
+
+/* Where a token's heads are more than a tile has queries a CTA takes one tile of the piece after the other. */
+static void heads_beyond_a_tile_are_computed_in_tiles(void) {
+    test_rng rng = {test_seed(28)};
+    for (uint32_t head_dim : {16u, 256u}) {
+        shape s = random_shape(&rng, head_dim, CUDA_TALL_QUERIES(head_dim) * 2 + 5);
+        s.n_kv_heads = 1;
+        const sequence q = random_sequence(&rng, s, 70, 2);
+        const std::vector<part> parts = {{&q, 68, 2}, {&q, 20, 1}};
+        const std::vector<uint16_t> got = in_each_order([&] {
+            test_rng same = {6};
+            return attend(&same, s, parts, 1);
+        });
+        check_part(&rng, s, parts[0], got.data());
+        check_part(&rng, s, parts[1], got.data() + static_cast<size_t>(2) * s.n_group * s.head_dim);
+    }
+}
+
+/* So many partial results that a merge takes them in more stages than it has on their way at once. */
+static void results_of_many_chunks_are_merged_in_stages(void) {
+    test_rng rng = {test_seed(29)};
+    const shape s = {KERNELS_F16, 8, 1, 4, 0, false};
+    const sequence q = random_sequence(&rng, s, 5 * 32 * CUDA_CHUNK_TOKENS - 300, 3);
+    for (uint32_t n : {33 * CUDA_CHUNK_TOKENS, q.n}) {
+        const part last = {&q, n - 1, 1};
+        check_part(&rng, s, last, attend(&rng, s, {last}, 132).data());
+    }
+}
+
 /* What a token must not see does not reach it, even as the NaN that a weight of 0 times infinity would be. */
 static void values_that_are_not_finite_reach_those_who_see_them(void) {
     test_rng rng = {test_seed(24)};
@@ -542,6 +592,9 @@ static const test_case tests[] = {
     {"small and tall pieces leave the same floats", small_and_tall_pieces_leave_the_same_floats},
     {"windows of every kind", windows_of_every_kind},
     {"the same bits in other orders of threads", the_same_bits_in_other_orders},
+    {"CTAs draw until all pieces are taken", ctas_draw_until_all_pieces_are_taken},
+    {"results of many chunks are merged in stages", results_of_many_chunks_are_merged_in_stages},
+    {"heads beyond a tile are computed in tiles", heads_beyond_a_tile_are_computed_in_tiles},
     {"values that are not finite reach those who see them", values_that_are_not_finite_reach_those_who_see_them},
     {"head dims and types that there is no kernel for are refused", heads_that_are_too_wide_are_refused},
     {"shared memory is read without conflicts", shared_memory_is_read_without_conflicts},

@@ -242,6 +242,19 @@ static void without_virtual_memory_there_is_no_page(void) {
     testing_close(device);
 }
 
+/* What opening it takes of the GPU counts, what others have does not. */
+static void what_opening_takes_is_told(void) {
+    void *others = NULL;
+    testing_reset(1);
+    CU_ASSERT_FATAL(cudaMalloc(&others, 5 << 20) == cudaSuccess);
+    const uint64_t before = emulation_bytes();
+    kernels_device *device = testing_open(&bf16);
+    CHECK_MSG(cuda()->async->context_bytes(device) == emulation_bytes() - before, "%" PRIu64 " bytes, not %" PRIu64,
+              cuda()->async->context_bytes(device), emulation_bytes() - before);
+    CU_ASSERT(cudaFree(others) == cudaSuccess);
+    testing_close(device);
+}
+
 /* The fault is told by its name, then and for ever, and the device can be closed. */
 static void a_fault_stays(void) {
     testing_reset(1);
@@ -278,6 +291,7 @@ int main(int argc, char **argv) {
         {"drivers_that_do_not_do_are_told", drivers_that_do_not_do_are_told},
         {"a_gpu_that_is_taken_or_full_is_told", a_gpu_that_is_taken_or_full_is_told},
         {"without_virtual_memory_there_is_no_page", without_virtual_memory_there_is_no_page},
+        {"what_opening_takes_is_told", what_opening_takes_is_told},
         {"a_fault_stays", a_fault_stays},
 #endif
     };

@@ -165,6 +165,25 @@ static void graphs_that_cannot_be_launched_are_queued(void) {
 #endif
 }
 
+/* As many are kept as there is room for; what comes behind them is queued each time. */
+static void there_is_room_for_so_many_graphs(void) {
+    static world w;
+    kernels_chosen chosen;
+    const variant v = {.mapping = KERNELS_TABLE, .graphs = true, .deterministic = true, .seed = 4};
+    world_open(&w, &v);
+    if (w.device == NULL) {
+        return;
+    }
+    map_up_to(&w, 0, 1);
+    for (uint32_t again = 0; again < 2; again++) {
+        for (uint32_t i = 0; i < CUDA_MAX_GRAPHS + 2; i += again && i == 0 ? CUDA_MAX_GRAPHS - 1 : 1) {
+            const decoding d = {.n_rows = 1, .n_logits = 1, .kind = i + 1, .has_graph = again && i < CUDA_MAX_GRAPHS};
+            decode(&w, &d, i, &chosen);
+        }
+    }
+    testing_close(w.device);
+}
+
 /* What was recorded with something missing is no graph. */
 static void a_recording_with_a_gap_is_not_replayed(void) {
 #ifdef PERCH_EMULATED
@@ -214,6 +233,7 @@ int main(int argc, char **argv) {
         {"a_graph_serves_passes_of_its_kind_alone", a_graph_serves_passes_of_its_kind_alone},
         {"passes_that_cannot_be_recorded_are_queued", passes_that_cannot_be_recorded_are_queued},
         {"graphs_that_cannot_be_launched_are_queued", graphs_that_cannot_be_launched_are_queued},
+        {"there_is_room_for_so_many_graphs", there_is_room_for_so_many_graphs},
         {"a_recording_with_a_gap_is_not_replayed", a_recording_with_a_gap_is_not_replayed},
         {"graphs_take_no_more_than_their_share", graphs_take_no_more_than_their_share},
     };

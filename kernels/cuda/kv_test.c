@@ -4,6 +4,8 @@
  */
 #include "kernels/cuda/backend_testing.h"
 
+#include <sched.h>
+
 #define N_PAGES 12u
 #define N_SLOTS 3u
 #define PAGES_PER_SLOT 8u
@@ -311,6 +313,51 @@ static void many_stale_places_are_unmapped_in_the_background(void) {
     testing_close(device);
 }
 
+/* However many places are stale, none is unmapped while a step that has its slot is under way. */
+static void stale_places_that_a_step_reads_stay(void) {
+#ifdef PERCH_EMULATED
+    enum { N_PLACES = 5000 };
+    testing_reset(0); /* work is done as late as it may be */
+    kernels_device *device = testing_open(&config);
+    CU_ASSERT_FATAL(device != NULL);
+    const uint64_t page_bytes = cuda()->kv_page_granularity(device);
+    const kernels_kv kv = {.page_bytes = page_bytes, .n_pages = 1, .n_slots = 1, .pages_per_slot = N_PLACES};
+    const kernels_row row = {.slot = 0};
+    kv_command *commands = malloc(N_PLACES * sizeof *commands);
+    uint8_t byte = 77;
+    void *buffer = NULL;
+    CHECK_OK(cuda()->alloc(device, 1, &buffer, ERR));
+    CHECK_OK(cuda()->kv_open(device, &kv, ERR));
+    for (uint32_t i = 0; i < N_PLACES; i++) {
+        commands[i] = (kv_command){.op = KV_MAP, .index = i};
+    }
+    CHECK_OK(cuda()->kv_execute(device, commands, N_PLACES, ERR));
+    CHECK_OK(cuda()->upload(device, cuda()->kv_slot(device, 0).base, &byte, 1, ERR));
+    const uint64_t step = ++device->n_steps, asked = emulation_calls("cudaEventQuery");
+    cuda_mapper_begin_step(device->kv.mapper, step, &row, 1);
+    for (int i = 0; i < 200; i++) { /* each look at the emulated GPU lets it do some */
+        CU_ASSERT(cudaMemcpyAsync(buffer, cuda()->kv_slot(device, 0).base, 1, cudaMemcpyDeviceToDevice,
+                                  device->compute) == cudaSuccess);
+    }
+    CHECK_OK(cuda_mapper_end_step(device->kv.mapper, step, ERR));
+    for (uint32_t i = 0; i < N_PLACES; i++) {
+        commands[i].op = KV_UNMAP;
+    }
+    CHECK_OK(cuda()->kv_execute(device, commands, N_PLACES, ERR));
+    while (emulation_calls("cudaEventQuery") == asked && emulation_calls("cuMemUnmap") == 0) {
+        sched_yield(); /* until the mapping thread has found too many of them */
+    }
+    CU_ASSERT(emulation_calls("cuMemUnmap") == 0);
+    byte = 0;
+    CHECK_OK(cuda()->download(device, &byte, buffer, 1, ERR));
+    CU_ASSERT(byte == 77);
+    free(commands);
+    testing_close(device);
+#else
+    test_skip("counts calls of the emulation");
+#endif
+}
+
 /*
  * However much is asked for while the GPU is busy, kv_execute waits for nothing: the engine's lock is held. What has to wait does
  * so when it settles, and then everything is where it was wanted last.
@@ -454,6 +501,7 @@ int main(int argc, char **argv) {
         {"queued_work_finds_what_was_there", queued_work_finds_what_was_there},
         {"a_page_that_returns_costs_no_mapping", a_page_that_returns_costs_no_mapping},
         {"many_stale_places_are_unmapped_in_the_background", many_stale_places_are_unmapped_in_the_background},
+        {"stale_places_that_a_step_reads_stay", stale_places_that_a_step_reads_stay},
         {"commands_wait_for_nothing", commands_wait_for_nothing},
         {"shapes_that_do_not_do_are_refused", shapes_that_do_not_do_are_refused},
         {"a_mapping_that_fails_is_told", a_mapping_that_fails_is_told},

@@ -31,6 +31,23 @@ static void every_way_gives_the_same_tokens(void) {
     }
 }
 
+/* What a window leaves out of a plan of attention no token of its layers sees; layers without a window have a plan of their own. */
+static void plans_for_windows_change_no_bit(void) {
+    static world want, have;
+    variant v = {.mapping = KERNELS_TABLE, .deterministic = true, .one_plan = true, .seed = 4};
+    world_open(&want, &v);
+    if (want.device == NULL) {
+        return;
+    }
+    serve(&want);
+    testing_close(want.device);
+    v.one_plan = false;
+    world_open(&have, &v);
+    serve(&have);
+    check_same(&have, &want);
+    testing_close(have.device);
+}
+
 /* Waits of any thread for the GPU. */
 #ifdef PERCH_EMULATED
 static uint64_t n_waits(void) {
@@ -226,6 +243,7 @@ static void what_does_not_fit_is_refused(void) {
 int main(int argc, char **argv) {
     static const test_case tests[] = {
         {"every_way_gives_the_same_tokens", every_way_gives_the_same_tokens},
+        {"plans_for_windows_change_no_bit", plans_for_windows_change_no_bit},
         {"places_that_the_running_step_does_not_have_are_mapped_beside_it",
          places_that_the_running_step_does_not_have_are_mapped_beside_it},
         {"steps_take_no_memory", steps_take_no_memory},

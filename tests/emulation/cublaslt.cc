@@ -1,8 +1,8 @@
 /*
  * cuBLASLt's part that the backend calls: products of bf16 or fp16 matrices, column-major, accumulated in float. There are
  * several algorithms, and each adds in an order of its own, so their results differ as on a GPU: some split the sum, some need
- * a workspace or many columns, and one looks harmless and yet gives a column other bits where there are more of them. Which
- * comes first changes with the number of columns.
+ * a workspace or many columns, and one looks harmless and yet gives a column other bits where there are more of them; with a
+ * bias in the epilogue all do. Which comes first changes with the numbers of rows and columns.
  */
 #include "tests/emulation/memory.hh"
 #include "tests/emulation/queue.hh"
@@ -50,7 +50,7 @@ struct Algorithm {
     int32_t splits; /* of the sum; each has its partial result in the workspace */
     uint64_t min_columns;
     bool bias;                /* has an epilogue with one */
-    uint64_t variant_columns; /* from so many columns on, twice the lanes; 0: never */
+    uint64_t variant_columns; /* from so many columns on, twice the lanes; 0: only with a bias */
     int64_t row_multiple;     /* a row's elements must be a multiple of it: 8 where rows are copied by 16 bytes */
 };
 constexpr Algorithm algorithms[] = {
@@ -58,6 +58,7 @@ constexpr Algorithm algorithms[] = {
     {4, 1, 1, true, 24, 1}, {32, 1, 16, true, 0, 8}, {8, 2, 1, true, 0, 1},
 };
 constexpr size_t kAlgorithms = sizeof algorithms / sizeof *algorithms;
+constexpr uint64_t kBiasVariantColumns = 24;
 constexpr uint64_t kMagic = 0x706572636c740000; /* in the upper bits of an algorithm's first word */
 
 const Algorithm *find_algorithm(const cublasLtMatmulAlgo_t *algo) {
@@ -163,7 +164,9 @@ Dot dot_of(unsigned lanes) { return lanes == 4 ? dot<4> : lanes == 8 ? dot<8> : 
 
 void multiply(const Product &p) {
     const Algorithm &algorithm = *p.algorithm;
-    const bool variant = algorithm.variant_columns && p.n() >= algorithm.variant_columns;
+    const bool bias = p.desc.epilogue == CUBLASLT_EPILOGUE_BIAS;
+    const uint64_t variant_columns = bias ? kBiasVariantColumns : algorithm.variant_columns;
+    const bool variant = variant_columns && p.n() >= variant_columns;
     const Dot dot_product = dot_of(algorithm.lanes * (variant ? 2 : 1));
     const size_t splits = static_cast<size_t>(algorithm.splits);
     const size_t part = emu::round_up((p.k() + splits - 1) / splits, 32), padded = part * splits;
@@ -183,7 +186,7 @@ void multiply(const Product &p) {
             if (p.beta != 0) {
                 v += p.beta * element(p.at_c, p.c.type, column * static_cast<uint64_t>(p.c.ld) + row);
             }
-            if (p.desc.epilogue == CUBLASLT_EPILOGUE_BIAS) {
+            if (bias) {
                 const int type = p.desc.bias_type < 0 ? p.d.type : p.desc.bias_type;
                 v += element(p.desc.bias, static_cast<cudaDataType>(type), row);
             }
@@ -411,8 +414,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t lt, cublasLtMatmu
             return CUBLAS_STATUS_INVALID_VALUE;
         }
         *n_results = 0;
-        uint64_t first = 0; /* another one for each power of two of columns */
-        while (p.n() >> (first + 1)) {
+        uint64_t first = p.m(); /* another one for each power of two of columns */
+        for (uint64_t n = p.n(); n > 1; n /= 2) {
             first++;
         }
         for (uint64_t i = 0; i < kAlgorithms && *n_results < wanted; i++) {

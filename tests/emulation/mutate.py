@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Plants one fault at a time in the CUDA backend and records which check notices it.
 
-    tests/emulation/mutate.py [--all] [--build DIR] [WORD...]    the table, as Markdown
-    tests/emulation/mutate.py --check                            whether each fault can still be planted; a second
+    tests/emulation/mutate.py [--all] [--build DIR] [--into FILE] [WORD...]    the table, as Markdown
+    tests/emulation/mutate.py --check                                          whether each fault can still be planted; a second
 
 Works on a copy of the tree in DIR (build/mutate) and three builds of it: optimised, where results are compared and the emulation
 watches what is launched, with gcc's AddressSanitizer and UndefinedBehaviorSanitizer, with clang's ThreadSanitizer. A fault
-that one of them has noticed is not tried in the next ones, unless --all. WORD: only faults whose description or file has one
-of them. Exit code 1: a fault that nothing noticed; 2: one that can't be planted, or a test that fails without any.
+that one of them has noticed is not tried in the next ones, unless --all. FILE gets each row as soon as it is known, and a fault
+that was noticed there already is not tried again: what was interrupted goes on. WORD: only faults whose description or file has
+one of them. Exit code 1: a fault that nothing noticed; 2: one that can't be planted, or a test that fails without any.
 """
 import argparse
 import os
@@ -161,6 +162,12 @@ class Build:
         return tell("".join(output), code) if code else None
 
 
+def noticed_in(path):
+    """The faults that a table's rows say were noticed."""
+    rows = [[cell.strip() for cell in line.split("|")] for line in read(path).split("\n")] if os.path.exists(path) else []
+    return {row[1] for row in rows if any(": " in cell for cell in row[3:])}
+
+
 def try_fault(mutation, source, builds, stop_at_first):
     """What each build's tests say: {build: (test, sign) or None}, and what went wrong with the trial itself."""
     path = os.path.join(source, "kernels", "cuda", mutation[1])
@@ -182,6 +189,7 @@ def try_fault(mutation, source, builds, stop_at_first):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--build", metavar="DIR", default=os.path.join(ROOT, "build", "mutate"))
+    arguments.add_argument("--into", metavar="FILE")
     arguments.add_argument("--all", action="store_true")
     arguments.add_argument("--check", action="store_true")
     arguments.add_argument("words", nargs="*", metavar="WORD")
@@ -197,9 +205,15 @@ def main():
     source = os.path.join(base, "source")
     copy_tree(source)
     builds = [Build(base, source, *build) for build in BUILDS]
-    n_noticed, n_failed = 0, 0
-    print("| fault | file | " + " | ".join(build.name for build in builds) + " |\n|---|---|" + "---|" * len(builds))
+    known = noticed_in(options.into) if options.into else set()
+    n_noticed, n_failed = sum(mutation[0] in known for mutation in chosen), 0
+    table = open(options.into, "a", encoding="utf-8") if options.into else sys.stdout
+    if not known:
+        names = " | ".join(build.name for build in builds)
+        print("| fault | file | %s |\n|---|---|%s" % (names, "---|" * len(builds)), file=table)
     for mutation in chosen:
+        if mutation[0] in known:
+            continue
         began = time.monotonic()
         seen, trouble = try_fault(mutation, source, builds, not options.all)
         if trouble:
@@ -209,10 +223,10 @@ def main():
         n_noticed += any(seen.values())
         cells = ["" if build.name not in seen else "%s: %s" % seen[build.name] if seen[build.name] else "–"
                  for build in builds]
-        print("| %s | %s | %s |" % (mutation[0], mutation[1], " | ".join(cells)), flush=True)
+        print("| %s | `%s` | %s |" % (mutation[0], mutation[1], " | ".join(cells)), file=table, flush=True)
         print("%4.0f s  %s%s" % (time.monotonic() - began, mutation[0], "" if any(seen.values()) else ": NOT NOTICED"),
               file=sys.stderr, flush=True)
-    print("\n%d faults, %d noticed" % (len(chosen), n_noticed))
+    print("\n%d faults, %d noticed" % (len(chosen), n_noticed), file=table, flush=True)
     return 2 if n_failed else 1 if n_noticed < len(chosen) else 0
 
 
