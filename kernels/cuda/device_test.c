@@ -95,6 +95,8 @@ static void bytes_come_back_as_they_went(void) {
         if (device == NULL) {
             return;
         }
+        void *kept; /* until the device is closed, which frees it */
+        CHECK_OK(cuda()->alloc(device, 1, &kept, ERR));
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
             there_and_back(device, sizes[i], i % 3);
         }
@@ -153,16 +155,19 @@ static void what_does_not_fit_is_told_with_figures(void) {
     testing_close(device);
 }
 
+static const kernels_limits small = {.max_step_tokens = 4,
+                                     .max_batch_size = 2,
+                                     .max_logit_rows = 2,
+                                     .vocab_size = 50,
+                                     .session_len = 64,
+                                     .n_heads = 1,
+                                     .layout = {.n_layers = 1, .n_kv_heads = 1, .head_dim = 16, .element_bytes = 2}};
+
 /* A vocabulary larger than the device can choose among is no reason to refuse a model: the host chooses. */
 static void large_vocabularies_are_the_hosts(void) {
     const perch_sampling greedy = {.top_p = 1, .typical_p = 1, .repetition_penalty = 1};
     const kernels_choice choice = {.n_tokens = 1, .sampling = &greedy};
-    kernels_limits limits = {.max_step_tokens = 4,
-                             .max_batch_size = 2,
-                             .max_logit_rows = 2,
-                             .session_len = 64,
-                             .n_heads = 1,
-                             .layout = {.n_layers = 1, .n_kv_heads = 1, .head_dim = 16, .element_bytes = 2}};
+    kernels_limits limits = small;
     uint64_t planned[2];
     for (uint32_t larger = 0; larger < 2; larger++) {
         testing_reset(1);
@@ -242,6 +247,20 @@ static void without_virtual_memory_there_is_no_page(void) {
     testing_close(device);
 }
 
+/* What could be got over is told once: the next kernel is not blamed for it. */
+static void an_error_is_told_once(void) {
+    const float rows[8 * 8] = {1};
+    kernels_weight *weight;
+    testing_reset(1);
+    kernels_device *device = testing_open(&bf16);
+    CHECK_OK(cuda()->weight_create(device, 8, 8, &weight, ERR));
+    emulation_fail("cudaHostAlloc", 1, cudaErrorMemoryAllocation);
+    CHECK_ERROR(cuda()->async->reserve(device, &small, ERR), PERCH_E_NOMEM, "pinned memory");
+    CHECK_OK(cuda()->weight_set_rows(device, weight, 0, 8, KERNELS_F32, rows, ERR)); /* which are converted */
+    CHECK_OK(cuda()->async->reserve(device, &small, ERR));
+    testing_close(device);
+}
+
 /* What opening it takes of the GPU counts, what others have does not. */
 static void what_opening_takes_is_told(void) {
     void *others = NULL;
@@ -291,6 +310,7 @@ int main(int argc, char **argv) {
         {"drivers_that_do_not_do_are_told", drivers_that_do_not_do_are_told},
         {"a_gpu_that_is_taken_or_full_is_told", a_gpu_that_is_taken_or_full_is_told},
         {"without_virtual_memory_there_is_no_page", without_virtual_memory_there_is_no_page},
+        {"an_error_is_told_once", an_error_is_told_once},
         {"what_opening_takes_is_told", what_opening_takes_is_told},
         {"a_fault_stays", a_fault_stays},
 #endif

@@ -36,6 +36,7 @@ SIGNS = [
     (r"ThreadSanitizer: ([a-z]+(?:[ -][a-z]+)*)", "{}"),
     (r"AddressSanitizer: ([a-z-]+)", "{}"),
     (r"LeakSanitizer", "leak"),
+    (r"runtime error: index \S+ (out of bounds)", "{}"),
     (r"runtime error: ([a-z]+ [a-z]+)", "{}"),
     (r"(deadlock|divergent barrier|mismatched warp collective|bank conflict)", "{}"),
     (r"touches |CUDA_ERROR_ILLEGAL_ADDRESS|illegal memory access", "out of bounds"),
