@@ -285,6 +285,15 @@ static void check_part(test_rng *rng, const shape &s, const part &p, const uint1
     }
 }
 
+static void check_parts(test_rng *rng, const shape &s, const std::vector<part> &parts,
+                        const std::vector<uint16_t> &got) {
+    size_t at = 0;
+    for (const part &p : parts) {
+        check_part(rng, s, p, got.data() + at);
+        at += static_cast<size_t>(p.n) * s.n_kv_heads * s.n_group * s.head_dim;
+    }
+}
+
 /* ---------------------------------------------------------------- tests */
 
 static const uint32_t head_dims[] = {8, 16, 64, 80, 96, 128, 256};
@@ -328,11 +337,7 @@ static void matches_the_reference(void) {
                 const std::vector<part> parts = random_parts(&rng, sequences);
                 const uint32_t n_processors = test_rng_below(&rng, 2) != 0 ? 132 : random_count(&rng, 4);
                 const std::vector<uint16_t> got = attend(&rng, s, parts, n_processors);
-                size_t at = 0;
-                for (const part &p : parts) {
-                    check_part(&rng, s, p, got.data() + at);
-                    at += static_cast<size_t>(p.n) * s.n_kv_heads * s.n_group * s.head_dim;
-                }
+                check_parts(&rng, s, parts, got);
             }
         }
     }
@@ -460,11 +465,7 @@ static void windows_of_every_kind(void) {
             }
         }
         const std::vector<uint16_t> got = attend(&rng, s, parts, random_count(&rng, 3));
-        size_t at = 0;
-        for (const part &p : parts) {
-            check_part(&rng, s, p, got.data() + at);
-            at += static_cast<size_t>(p.n) * s.n_kv_heads * s.n_group * s.head_dim;
-        }
+        check_parts(&rng, s, parts, got);
     }
 }
 
@@ -481,12 +482,7 @@ static void ctas_draw_until_all_pieces_are_taken(void) {
         while (parts.size() < static_cast<size_t>(n_processors) * (n == 1 ? 4 : 2)) {
             parts.push_back({&q, static_cast<uint32_t>(test_rng_below(&rng, q.n - n + 1)), n});
         }
-        const std::vector<uint16_t> got = attend(&rng, s, parts, static_cast<uint32_t>(n_processors));
-        size_t at = 0;
-        for (const part &p : parts) {
-            check_part(&rng, s, p, got.data() + at);
-            at += static_cast<size_t>(p.n) * s.n_group * s.head_dim;
-        }
+        check_parts(&rng, s, parts, attend(&rng, s, parts, static_cast<uint32_t>(n_processors)));
     }
 }
 
@@ -502,8 +498,7 @@ static void heads_beyond_a_tile_are_computed_in_tiles(void) {
             test_rng same = {6};
             return attend(&same, s, parts, 1);
         });
-        check_part(&rng, s, parts[0], got.data());
-        check_part(&rng, s, parts[1], got.data() + static_cast<size_t>(2) * s.n_group * s.head_dim);
+        check_parts(&rng, s, parts, got);
     }
 }
 
