@@ -65,9 +65,10 @@ static perch_status add(struct table *table, perch_status status, double value, 
 }
 
 perch_status sim_print(const struct bench_run *runs, size_t n) {
-    static const char *const names[] = {
-        "simulated", "skipped",      "KV GiB",        "found %",         "optimum %", "endless %",     "blocks %",
-        "endless %", "TTFT ms mean", "queue ms mean", "restored tokens", "prefilled", "host us a step"};
+    static const char *const names[] = {"simulated",    "skipped",       "KV GiB",          "found %",
+                                        "optimum %",    "endless %",     "blocks %",        "endless %",
+                                        "TTFT ms mean", "queue ms mean", "restored tokens", "fetched tokens",
+                                        "prefilled",    "host us a step"};
     struct table table;
     perch_status status = PERCH_OK;
     table_init(&table, sizeof(names) / sizeof(names[0]));
@@ -90,6 +91,7 @@ perch_status sim_print(const struct bench_run *runs, size_t n) {
         status = add(&table, status, summary.ttft_mean_ms, 1);
         status = add(&table, status, summary.queue_mean_ms, 1);
         status = add(&table, status, (double)(after->restored_tokens - before->restored_tokens), 0);
+        status = add(&table, status, (double)(after->fetched_tokens - before->fetched_tokens), 0);
         status = add(&table, status, (double)(after->prefill_tokens - before->prefill_tokens), 0);
         status = add(&table, status,
                      ratio((double)(after->host_us - before->host_us), (double)(after->steps - before->steps)), 1);
