@@ -43,9 +43,10 @@ uint32_t cache_pages_per_slot(const cache_config *config) {
 
 typedef struct sizes {
     size_t pages, slots, places, commands, nodes, buckets, frames[CACHE_N_TIERS], copies,
-        queue;     /* bytes of the arrays */
-    size_t claims; /* what demoted entries may hold in all */
-    size_t cap_commands, n_nodes, n_buckets, queue_cap, n_claims;
+        queue;                   /* bytes of the arrays */
+    size_t claims;               /* what demoted entries may hold in all */
+    size_t tokens, name_buckets; /* of copies that can be found */
+    size_t cap_commands, n_nodes, n_buckets, queue_cap, n_claims, n_name_buckets;
 } sizes;
 
 /* Groups that can end in pages: more can't have KV, whoever they belong to. And two buckets for each. */
@@ -64,6 +65,20 @@ static bool count_nodes(const cache_config *config, sizes *out) {
            mul_size(out->n_buckets, sizeof(uint32_t), &out->buckets);
 }
 
+/* The tokens of each copy and of one more, and a bucket or two for each. */
+static bool count_names(const cache_config *config, size_t n_copies, sizes *out) {
+    out->n_name_buckets = 0;
+    if (!config->prefix_index || n_copies == 0) {
+        out->tokens = out->name_buckets = 0;
+        return true;
+    }
+    for (out->n_name_buckets = 1; out->n_name_buckets < n_copies;) {
+        out->n_name_buckets *= 2;
+    }
+    out->name_buckets = out->n_name_buckets * sizeof(uint32_t);
+    return mul_size(n_copies + 1, cache_page_tokens(config) * sizeof(int32_t), &out->tokens);
+}
+
 /* As many transfers may be under way as there are pages, or frames. And two claims for each copy: some are void, or shared. */
 static bool count_copies(const cache_config *config, sizes *out) {
     size_t n_copies = (size_t)config->n_frames + config->n_disk_frames;
@@ -73,7 +88,7 @@ static bool count_copies(const cache_config *config, sizes *out) {
            mul_size(config->n_disk_frames, sizeof(cache_frame), &out->frames[CACHE_DISK]) &&
            mul_size(n_copies, sizeof(cache_copy), &out->copies) &&
            mul_size(out->n_claims, sizeof(cache_claim), &out->claims) &&
-           mul_size(out->queue_cap, sizeof(cache_moving), &out->queue);
+           mul_size(out->queue_cap, sizeof(cache_moving), &out->queue) && count_names(config, n_copies, out);
 }
 
 /*
@@ -126,7 +141,7 @@ uint64_t cache_host_bytes(const cache_config *config) {
         return 0;
     }
     return sizeof(cache) + s.pages + s.slots + s.places + s.commands + s.nodes + s.buckets + s.frames[CACHE_HOST] +
-           s.frames[CACHE_DISK] + s.copies + s.claims + 2 * s.queue;
+           s.frames[CACHE_DISK] + s.copies + s.claims + s.tokens + s.name_buckets + 2 * s.queue;
 }
 
 /* ------------------------------------------------------- create, destroy -- */
@@ -165,12 +180,18 @@ perch_status cache_create(const cache_config *config, cache **out, perch_error *
     if (config->n_disk_frames) {
         c->tiers[CACHE_DISK].items = calloc(1, s.frames[CACHE_DISK]);
     }
+    if (s.tokens) {
+        c->copy_tokens = calloc(1, s.tokens);
+        c->name_buckets = calloc(1, s.name_buckets);
+        c->name_mask = s.n_name_buckets - 1;
+        c->page_tokens = cache_page_tokens(config);
+    }
     list_init(&c->lru);
     list_init(&c->closed);
     if (!c->pages || !c->slots || !c->places || !c->commands || (s.nodes && (!c->nodes || !c->buckets)) ||
         (config->n_frames &&
          (!c->tiers[CACHE_HOST].items || !c->copies || !c->queues[0].items || !c->queues[1].items)) ||
-        (config->n_disk_frames && !c->tiers[CACHE_DISK].items)) {
+        (config->n_disk_frames && !c->tiers[CACHE_DISK].items) || (s.tokens && (!c->copy_tokens || !c->name_buckets))) {
         cache_destroy(c);
         return err_nomem(err, "the cache's tables of pages, slots, commands and prefixes");
     }
@@ -202,6 +223,8 @@ void cache_destroy(cache *c) {
     free(c->tiers[CACHE_HOST].items);
     free(c->tiers[CACHE_DISK].items);
     free(c->copies);
+    free(c->copy_tokens);
+    free(c->name_buckets);
     free(c->queues[0].items);
     free(c->queues[1].items);
     free(c);

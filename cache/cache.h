@@ -209,6 +209,8 @@ bool cache_save(cache *c, bool now);
  * O(pages of the n_tokens, entries that are loading)
  */
 uint32_t cache_load(cache *c, cache_entry *e, uint32_t n_tokens);
+/* In front of that: of what of tokens [0, n_tokens) it has no copies, it may count on those of others. O(n_tokens) */
+void cache_claim_copies(cache *c, cache_entry *e, const int32_t *tokens, uint32_t n_tokens);
 void cache_restore_more(cache *c);
 bool cache_entry_loading(const cache_entry *e);
 uint32_t cache_entry_may_compute(const cache *c, const cache_entry *e); /* tokens; UINT32_MAX if it is not loading */
@@ -238,8 +240,12 @@ uint64_t cache_transfers_pending(const cache *c, cache_direction direction);
 typedef struct cache_disk_request {
     bool write;
     uint32_t frame, disk_frame;
-    uint32_t index, n_tokens; /* which page of its sequence it is, and the tokens that the sequence had; */
-    uint64_t n_bytes;         /* so many of the page's count */
+    uint64_t n_bytes; /* of the page that count */
+    uint32_t index;   /* which page of its sequence it is */
+    /* write: what it can be found by later, in another cache with the same hash_seed. n_tokens 0: it can't be. */
+    uint64_t name[2];
+    uint32_t n_tokens;
+    const int32_t *tokens; /* unchanged until the request is done */
 } cache_disk_request;
 
 typedef enum cache_disk_outcome {
@@ -247,6 +253,21 @@ typedef enum cache_disk_outcome {
     CACHE_DISK_CORRUPT = 1, /* what was read is not what was written */
     CACHE_DISK_FAILED = 2
 } cache_disk_outcome;
+
+/* A page that an earlier cache has left in the disk tier. */
+typedef struct cache_left_page {
+    uint32_t disk_frame, index;
+    uint64_t name[2];
+    uint64_t order; /* the higher the later it was written */
+} cache_left_page;
+
+/* Reads the tokens of a page into out[cache_page_tokens], *n how many; false: it is of no use. */
+typedef bool (*cache_read_tokens_fn)(void *user, uint32_t disk_frame, int32_t *out, uint32_t *n);
+
+/* Before anything is done with the cache: pages that were left can be found. Reorders the list. How many are of use. */
+uint32_t cache_take_over(cache *c, cache_left_page *pages, size_t n, cache_read_tokens_fn read, void *user);
+
+uint32_t cache_page_tokens(const cache_config *config); /* the most tokens that go with a page */
 
 size_t cache_disk_requests(cache *c, cache_disk_request *out, size_t cap); /* takes those that nobody has taken */
 /* What was taken for this frame is done. After some failures in a row the disk tier is not used any more. */

@@ -38,6 +38,7 @@ static void empty(cache *c, cache_tier tier, cache_frame *f) {
         c->tiers[tier].n_full--;
         copy->frame[tier] = CACHE_NO_FRAME;
         if (copy->frame[CACHE_HOST] == CACHE_NO_FRAME && copy->frame[CACHE_DISK] == CACHE_NO_FRAME) {
+            names_take(c, f->copy);
             copy->generation++;
             copy->next = c->free_copy;
             c->free_copy = f->copy;

@@ -33,10 +33,9 @@ static void ask(cache *c, bool write, uint32_t copy) {
         .write = write,
         .frame = k->frame[CACHE_HOST],
         .disk_frame = k->frame[CACHE_DISK],
-        .index = k->index,
-        .n_tokens = k->n_tokens,
         .n_bytes = bytes < c->config.page_bytes ? bytes : c->config.page_bytes,
     };
+    names_tell(c, copy, &c->asked[c->n_asked - 1]);
     c->n_disk_pending++;
     c->n_spilling += write;
 }

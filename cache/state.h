@@ -38,6 +38,12 @@ typedef struct cache_copy {
     uint32_t generation;           /* counts up when it lies nowhere any more; from 1 */
     uint32_t index, n_tokens;      /* which page of its sequence, which had so many tokens then */
     uint32_t next;                 /* of those that lie nowhere */
+
+    /* names.c */
+    bool is_named;
+    uint32_t n_own_tokens; /* that are in c->copy_tokens */
+    uint32_t next_named;   /* in its bucket */
+    uint64_t name[2];
 } cache_copy;
 
 /* Room for a page. In its tier's list while nobody is busy with it. */
@@ -174,6 +180,11 @@ struct cache {
     cache_frames tiers[CACHE_N_TIERS];
     cache_copy *copies; /* [n_copies], of which n_copies_used were ever used; those that lie nowhere are a list */
     uint32_t n_copies, n_copies_used, free_copy;
+    int32_t *
+        copy_tokens; /* [n_copies + 1][page_tokens] of those with names, and room for one more; NULL: none has a name */
+    uint32_t *name_buckets; /* [name_mask + 1] */
+    uint64_t name_mask;
+    uint32_t page_tokens;
     cache_queue queues[2]; /* by cache_direction */
     uint64_t queue_cap, n_save_calls;
     cache_disk_request asked[CACHE_DISK_REQUESTS]; /* [n_asked] that nobody has taken yet */
@@ -277,6 +288,20 @@ void tier_init(cache *c);
 bool tier_has_room(const cache *c, cache_direction direction);
 void tier_load(cache *c, cache_entry *e, uint32_t index); /* asks for it, which is ready in the host tier */
 void tier_forget_loads(cache *c, const cache_entry *e);   /* those that it waits for; they end by themselves */
+
+/* --- names.c. Where in an entry's prefix somebody is, on the way towards its beginning */
+typedef struct names_cursor {
+    uint32_t node, n_groups;
+} names_cursor;
+
+void names_init(cache *c);
+names_cursor names_begin(const cache_entry *e); /* at the last group that it has published */
+/* A copy that somebody has made of what the entry's page has. O(groups that the cursor moves and the page has) */
+bool names_find_page(const cache *c, names_cursor *at, uint32_t index, cache_claim *out);
+void names_give(cache *c, names_cursor *at,
+                uint32_t copy);           /* if the index knows its groups; it has no name. Likewise */
+void names_take(cache *c, uint32_t copy); /* it is void */
+void names_tell(const cache *c, uint32_t copy, cache_disk_request *out);
 
 /* --- disk.c */
 uint64_t disk_n_distinct(const cache *c); /* copies that the tiers can have, those in both counted once */

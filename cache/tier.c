@@ -17,6 +17,7 @@ void tier_init(cache *c) {
     copies_init(c);
     list_init(&c->restoring);
     list_init(&c->demoted);
+    names_init(c);
     c->sweep = &c->demoted;
 }
 
@@ -101,9 +102,13 @@ static bool save_entry(cache *c, const cache_entry *e, uint64_t n_pages) {
     uint64_t most = c->config.n_pages / BUSY_SHARE + 1;
     /* From the tail on, which is lost first; and of an entry's frames the last are given up first. */
     uint32_t i = cache_pages_for(c, e->n_valid);
+    names_cursor at = names_begin(e);
     for (; i > 0 && n_pages > 0; n_pages--) {
         cache_page *p = &c->pages[e->pages[--i]];
         if (claim_holds(c, &p->copy) && p->copy.n_tokens >= min_u32(e->n_valid, cache_tokens_touching(c, i))) {
+            continue;
+        }
+        if (names_find_page(c, &at, i, &p->copy)) { /* somebody else's page had the same KV */
             continue;
         }
         if (!tier_has_room(c, CACHE_STORE) || q->end - q->begin >= most) {
@@ -114,6 +119,7 @@ static bool save_entry(cache *c, const cache_entry *e, uint64_t n_pages) {
             return false;
         }
         p->copy = copy_make(c, frame, i, e->n_valid);
+        names_give(c, &at, p->copy.copy);
         push(c, CACHE_STORE, e->pages[i], frame, NULL);
     }
     return true;

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_ENTRIES = 8, MAX_TOKENS = 160, MAX_MOVING = 256 };
+enum { N_ENTRIES = 8, MAX_TOKENS = 160, MAX_MOVING = 256, MAX_DISK_FRAMES = 100 };
 
 typedef struct conversation {
     cache_entry *e;
@@ -31,6 +31,13 @@ typedef struct moving {
     uint64_t ticket;
 } moving;
 
+/* What a frame of the disk has, as its record says: it outlives the cache. */
+typedef struct left_page {
+    cache_left_page page;
+    int32_t tokens[MAX_TOKENS];
+    uint32_t n_tokens; /* 0: none */
+} left_page;
+
 typedef struct world {
     cache_config k;
     cache *c;
@@ -38,6 +45,8 @@ typedef struct world {
     uint32_t *units, *frames, *disk; /* [n_pages], [n_frames], [n_disk_frames] [page_bytes] */
     cache_disk_request io[CACHE_DISK_REQUESTS];
     uint32_t n_io;
+    left_page left[MAX_DISK_FRAMES];
+    uint64_t n_written, n_taken_over, n_claimed;
     uint32_t bad_percent; /* of the disk's requests */
     conversation all[N_ENTRIES];
     moving ways[2][MAX_MOVING];
@@ -146,9 +155,9 @@ static void send_disk(world *w) {
         const cache_disk_request *r = &list[i];
         uint32_t *to = r->write ? w->disk + r->disk_frame * w->k.page_bytes : w->frames + r->frame * w->k.page_bytes;
         expect(w, w->n_io < CACHE_DISK_REQUESTS, "more requests than there may be", w->n_io, 0);
-        expect(w, r->n_bytes > 0 && r->n_bytes <= w->k.page_bytes && r->n_tokens > 0, "a page without content",
-               (uint32_t)r->n_bytes, r->n_tokens);
+        expect(w, r->n_bytes > 0 && r->n_bytes <= w->k.page_bytes, "a page without content", (uint32_t)r->n_bytes, 0);
         memset(to, 0xee, w->k.page_bytes * sizeof *to);
+        w->left[r->disk_frame].n_tokens = r->write ? 0 : w->left[r->disk_frame].n_tokens;
         w->io[w->n_io++] = *r;
     }
 }
@@ -164,6 +173,13 @@ static void disk_ends(world *w, uint32_t index) {
                              : r->write || below(w, 2) == 0 ? CACHE_DISK_FAILED
                                                             : CACHE_DISK_CORRUPT;
     uint32_t at = r->disk_frame;
+    if (r->write && !bad) {
+        w->left[at] =
+            (left_page){.page = {at, r->index, {r->name[0], r->name[1]}, ++w->n_written}, .n_tokens = r->n_tokens};
+        memcpy(w->left[at].tokens, r->tokens, r->n_tokens * sizeof *r->tokens);
+    } else if (how == CACHE_DISK_CORRUPT) {
+        w->left[at].n_tokens = 0;
+    }
     w->io[index] = w->io[--w->n_io];
     cache_disk_done(w->c, at, how);
 }
@@ -175,6 +191,9 @@ static void create(world *w, conversation *v, uint64_t tenant) {
     uint32_t n_alike = below(w, MAX_TOKENS);
     for (uint32_t i = 0; i < MAX_TOKENS; i++) {
         v->ids[i] = (int32_t)(i < n_alike ? i % 7 : below(w, 3));
+    }
+    if (below(w, 3) == 0) { /* pages behind it are alike, and their KV is not */
+        v->ids[below(w, 20)] = 8;
     }
     expect(w, cache_entry_create(w->c, v->tenant, &v->e, NULL) == PERCH_OK, "out of memory", 0, 0);
 }
@@ -223,6 +242,13 @@ static void admit(world *w, conversation *v) {
     if (cache_extend(w->c, v->e, n_tokens) != PERCH_OK) {
         leave(w, v);
         return;
+    }
+    if (below(w, 4)) {
+        cache_saved before = cache_entry_saved(w->c, v->e), after;
+        cache_claim_copies(w->c, v->e, v->ids, keep < v->n_tokens ? keep : v->n_tokens);
+        after = cache_entry_saved(w->c, v->e);
+        expect(w, after.n_host + after.n_disk >= before.n_host + before.n_disk, "fewer copies than before", 0, 0);
+        w->n_claimed += after.n_host + after.n_disk - before.n_host - before.n_disk;
     }
     uint32_t n_valid = cache_entry_n_valid(v->e), n = cache_load(w->c, v->e, keep);
     expect(w, n == n_valid || (n > n_valid && n <= keep), "more than asked for", n, keep);
@@ -296,6 +322,45 @@ static void fork_or_close(world *w, conversation *v, uint32_t die) {
     }
 }
 
+static bool read_tokens(void *user, uint32_t disk_frame, int32_t *out, uint32_t *n) {
+    world *w = user;
+    *n = w->left[disk_frame].n_tokens;
+    memcpy(out, w->left[disk_frame].tokens, *n * sizeof *out);
+    return below(w, 20) > 0;
+}
+
+static void choose_costs(world *w);
+
+/* The process was killed and is started again: what is left is what was written to the disk, and the conversations' tokens. */
+static void restart(world *w) {
+    cache_left_page list[MAX_DISK_FRAMES];
+    size_t n = 0;
+    for (uint32_t i = 0; i < N_ENTRIES; i++) {
+        conversation *v = &w->all[i];
+        if (v->e) {
+            settle(w, v);
+            cache_entry_destroy(w->c, v->e);
+        }
+    }
+    cache_destroy(w->c);
+    w->n_io = w->n_moving[0] = w->n_moving[1] = 0;
+    w->tickets[0] = w->tickets[1] = 0;
+    memset(w->units, 0x77, w->k.n_pages * w->k.page_bytes * sizeof *w->units);
+    memset(w->frames, 0x77, w->k.n_frames * w->k.page_bytes * sizeof *w->frames);
+    expect(w, cache_create(&w->k, &w->c, NULL) == PERCH_OK, "out of memory", 0, 0);
+    for (uint32_t i = 0; i < w->k.n_disk_frames; i++) {
+        if (w->left[i].n_tokens) {
+            list[n++] = w->left[i].page;
+        }
+    }
+    w->n_taken_over += cache_take_over(w->c, list, n, read_tokens, w);
+    choose_costs(w);
+    for (uint32_t i = 0; i < N_ENTRIES; i++) {
+        conversation *v = &w->all[i];
+        expect(w, !v->e || cache_entry_create(w->c, v->tenant, &v->e, NULL) == PERCH_OK, "out of memory", 0, 0);
+    }
+}
+
 static void operation(world *w) {
     conversation *v = &w->all[below(w, N_ENTRIES)];
     uint32_t die = below(w, 100);
@@ -325,7 +390,7 @@ static void operation(world *w) {
 }
 
 typedef struct totals {
-    uint64_t saved, restored, adopted, spilled, fetched, corrupt, failed, raced, declined, off;
+    uint64_t saved, restored, adopted, spilled, fetched, corrupt, failed, raced, declined, off, taken_over, claimed;
 } totals;
 
 static void add_totals(totals *sum, const cache_stats *s) {
@@ -378,8 +443,10 @@ static bool run(uint64_t seed, uint32_t n_operations, totals *sum) {
                          .chunk_pages = below(&w, 3),
                          .prefix_index = below(&w, 4) > 0,
                          .n_frames = 1 + (below(&w, 2) ? below(&w, 60) : below(&w, 6)),
-                         .restore = (cache_restore)below(&w, 4)};
+                         .restore = (cache_restore)below(&w, 4),
+                         .hash_seed = test_rng_next(&w.rng)};
     w.k.n_disk_frames = below(&w, 3) == 0 ? 0 : 1 + (below(&w, 3) ? below(&w, 90) : below(&w, 4));
+    expect(&w, w.k.n_disk_frames <= MAX_DISK_FRAMES, "too many frames", w.k.n_disk_frames, 0);
     w.bad_percent = below(&w, 3) ? 0 : below(&w, 8) ? 1 + below(&w, 30) : 90;
     w.k.page_bytes = 12 + below(&w, 60);
     w.k.n_pages = cache_pages_per_slot(&w.k) * (uint32_t)(2 + below(&w, 3)) / 2;
@@ -388,8 +455,14 @@ static bool run(uint64_t seed, uint32_t n_operations, totals *sum) {
     w.disk = calloc((w.k.n_disk_frames + 1) * w.k.page_bytes, sizeof *w.disk);
     expect(&w, w.units && w.frames && w.disk && cache_create(&w.k, &w.c, NULL) == PERCH_OK, "out of memory", 0, 0);
     choose_costs(&w);
+    bool restarts = below(&w, 3) == 0;
     for (w.op = 0; w.op < n_operations && !w.failed; w.op++) {
         operation(&w);
+        if (restarts && below(&w, 300) == 0) {
+            cache_stats_get(w.c, &s);
+            add_totals(sum, &s);
+            restart(&w);
+        }
         check(&w);
     }
     if (!w.failed) { /* else entries are left: the process reports and ends */
@@ -402,6 +475,8 @@ static bool run(uint64_t seed, uint32_t n_operations, totals *sum) {
         expect(&w, s.n_free == s.n_pages, "pages are lost", s.n_free, s.n_pages);
         expect(&w, s.tiers.n_demoted == 0, "claims are lost", s.tiers.n_demoted, 0);
         add_totals(sum, &s);
+        sum->taken_over += w.n_taken_over;
+        sum->claimed += w.n_claimed;
         cache_destroy(w.c);
     }
     free(w.units);
@@ -418,14 +493,17 @@ static void what_comes_back_from_the_tiers_is_what_was_computed(void) {
     for (uint64_t i = 0; i < n && run(seed + i, 1500, &sum); i++) {}
     printf(
         "  %llu pages saved, %llu tokens restored, %llu adopted; %llu pages spilled, %llu fetched, %llu corrupt, %llu "
-        "failures; %llu tokens computed beside loads, %llu instead; %llu disks given up\n",
+        "failures; %llu tokens computed beside loads, %llu instead; %llu disks given up; %llu pages found after "
+        "restarts, "
+        "%llu tokens with others\n",
         (unsigned long long)sum.saved, (unsigned long long)sum.restored, (unsigned long long)sum.adopted,
         (unsigned long long)sum.spilled, (unsigned long long)sum.fetched, (unsigned long long)sum.corrupt,
         (unsigned long long)sum.failed, (unsigned long long)sum.raced, (unsigned long long)sum.declined,
-        (unsigned long long)sum.off);
+        (unsigned long long)sum.off, (unsigned long long)sum.taken_over, (unsigned long long)sum.claimed);
     CU_ASSERT(n < 30 || (sum.saved > 10 * n && sum.restored > 10 * n && sum.adopted > 10 * n));
-    CU_ASSERT(n < 30 || (sum.spilled > 5 * n && sum.fetched > n && sum.corrupt > 0 && sum.failed > n / 2));
-    CU_ASSERT(n < 30 || (sum.raced > n && sum.declined > n && sum.off > 0));
+    CU_ASSERT(n < 30 || (sum.spilled > 5 * n && sum.fetched > n / 2 && sum.corrupt > 0 && sum.failed > n / 2));
+    CU_ASSERT(n < 30 ||
+              (sum.raced > n && sum.declined > n && sum.off > 0 && sum.taken_over > n / 4 && sum.claimed > n));
 }
 
 int main(int argc, char **argv) {

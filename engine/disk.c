@@ -6,12 +6,16 @@
 #include "engine/impl.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* Threads that read and write: as many requests as a disk serves at a time. */
 #define DISK_THREADS 4u
 /* Requests that go to the file, or are polled, in one call. */
 #define AT_ONCE 32u
+/* How fast the disk is, is measured by reading so many. */
+#define MEASURED_PAGES 16u
 
 /* Called by a thread of the page file's. */
 static void on_done(void *engine) {
@@ -22,10 +26,11 @@ static void on_done(void *engine) {
     pthread_mutex_unlock(&e->lock);
 }
 
-perch_status disk_open(perch_engine *e, const plan_parts *parts, perch_error *err) {
+perch_status disk_open(perch_engine *e, const plan_parts *parts, uint64_t *seed, perch_error *err) {
     page_file_config config = {.path = e->options.disk_path,
                                .page_bytes = parts->cache.page_bytes,
                                .n_frames = parts->cache.n_disk_frames,
+                               .max_tokens = parts->cache.prefix_index ? cache_page_tokens(&parts->cache) : 0,
                                .n_threads = DISK_THREADS,
                                .max_requests = CACHE_DISK_REQUESTS,
                                .recreate = true,
@@ -38,7 +43,9 @@ perch_status disk_open(perch_engine *e, const plan_parts *parts, perch_error *er
         return simulated_disk_open(e->device, config.page_bytes, config.max_requests, &e->disk.simulated, err);
     }
     fingerprint_kv_key(e, config.key);
-    return page_file_open(&config, &e->disk.file, err);
+    perch_status status = page_file_open(&config, &e->disk.file, err);
+    *seed = status ? 0 : page_file_info_get(e->disk.file).seed;
+    return status;
 }
 
 void disk_close(perch_engine *e) {
@@ -83,18 +90,101 @@ static void note_done(perch_engine *e, bool write, uint64_t ticket) {
     }
 }
 
+/* ------------------------------------------------------------- taken over -- */
+
+static bool read_tokens(void *engine, uint32_t disk_frame, int32_t *out, uint32_t *n) {
+    const perch_engine *e = engine;
+    page_record record;
+    bool is_there = page_file_get(e->disk.file, disk_frame, &record) && page_file_tokens(e->disk.file, disk_frame, out);
+    *n = is_there ? record.n_tokens : 0;
+    return is_there;
+}
+
+perch_status disk_take_over(perch_engine *e, const plan_parts *parts, perch_error *err) {
+    size_t n = 0, n_frames = e->disk.file ? parts->cache.n_disk_frames : 0;
+    uint32_t n_pages = e->disk.file ? page_file_info_get(e->disk.file).n_pages : 0;
+    cache_left_page *left = n_pages ? calloc(n_pages, sizeof *left) : NULL;
+    if (n_pages && !left) {
+        return err_nomem(err, "the pages that the disk tier has");
+    }
+    for (uint32_t frame = 0; frame < n_frames && n < n_pages; frame++) {
+        page_record record;
+        if (page_file_get(e->disk.file, frame, &record) && record.n_tokens) {
+            left[n++] = (cache_left_page){.disk_frame = frame,
+                                          .index = record.index,
+                                          .name = {record.prefix[0], record.prefix[1]},
+                                          .order = record.generation};
+        }
+    }
+    e->stats.disk_found_pages = cache_take_over(e->kv, left, n, read_tokens, e);
+    free(left);
+    return PERCH_OK;
+}
+
+/* --------------------------------------------------------------- measured -- */
+
+/* Submits and waits; false where any of them did not go well. *us: from the first to the last. */
+static bool run(perch_engine *e, page_request *requests, size_t n, double *us) {
+    page_result results[MEASURED_PAGES];
+    uint64_t first, begin_us = time_us();
+    bool good = page_file_submit(e->disk.file, requests, n, &first, NULL) == PERCH_OK;
+    for (size_t n_done = 0; good && n_done < n;) {
+        size_t n_new = page_file_poll(e->disk.file, results, n);
+        for (size_t i = 0; i < n_new; i++) {
+            good = good && results[i].outcome == PAGE_OK;
+        }
+        n_done += n_new;
+        if (n_new == 0) {
+            nanosleep(&(struct timespec){0, 20000}, NULL);
+        }
+    }
+    *us = (double)(time_us() - begin_us);
+    return good;
+}
+
+void disk_measure(perch_engine *e, const plan_parts *parts) {
+    page_request requests[MEASURED_PAGES];
+    uint32_t n = 0, n_frames = 0;
+    double us;
+    if (e->disk.file) {
+        n_frames =
+            parts->cache.n_frames < parts->cache.n_disk_frames ? parts->cache.n_frames : parts->cache.n_disk_frames;
+    }
+    for (uint32_t frame = 0; frame < n_frames && n < MEASURED_PAGES; frame++, n++) {
+        page_record record;
+        uint8_t *data = e->backend->host_frame(e->device, frame);
+        requests[n] = (page_request){.op = PAGE_READ, .frame = frame, .data = data};
+        if (!page_file_get(e->disk.file, frame, &record)) { /* nobody can find what is written there */
+            page_request write = {.op = PAGE_WRITE, .frame = frame, .data = data};
+            memset(data, 0x5a, e->plan.page_bytes);
+            write.record.n_bytes = e->plan.page_bytes;
+            if (!run(e, &write, 1, &us)) {
+                return;
+            }
+        }
+    }
+    for (int i = 0; i < 3 && n > 0; i++) {
+        if (run(e, requests, 1, &us)) {
+            cost_add_load(&e->costs, CACHE_DISK, e->plan.page_bytes, us);
+        }
+        if (run(e, requests, n, &us)) {
+            cost_add_load(&e->costs, CACHE_DISK, n * e->plan.page_bytes, us);
+        }
+    }
+}
+
 /* ----------------------------------------------------------------- submit -- */
 
-/*
- * Pages are not named (record.prefix) and no tokens kept with them, since the tokens are not known here: who wants to find pages again
- * after a restart has to have the cache tell them with the request.
- */
 static page_request request_of(const perch_engine *e, const cache_disk_request *asked) {
-    page_request r = {.op = asked->write ? PAGE_WRITE : PAGE_READ, .frame = asked->disk_frame};
-    r.data = e->disk.simulated ? NULL : e->backend->host_frame(e->device, asked->frame);
-    r.record.n_bytes = asked->n_bytes;
-    r.record.index = asked->index;
-    return r;
+    page_request made = {.op = asked->write ? PAGE_WRITE : PAGE_READ,
+                         .frame = asked->disk_frame,
+                         .data = e->disk.simulated ? NULL : e->backend->host_frame(e->device, asked->frame),
+                         .tokens = asked->tokens};
+    made.record = (page_record){.n_bytes = asked->n_bytes,
+                                .prefix = {asked->name[0], asked->name[1]},
+                                .n_tokens = asked->n_tokens,
+                                .index = asked->index};
+    return made;
 }
 
 static void submit(perch_engine *e, bool write, page_request *requests, size_t n) {

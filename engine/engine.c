@@ -180,11 +180,16 @@ static perch_status load(perch_engine *e, plan_parts *parts, perch_error *err) {
         return status;
     }
     e->session_len = e->plan.session_len;
-    if (getrandom(&parts->cache.hash_seed, sizeof parts->cache.hash_seed, GRND_NONBLOCK) < 0) {
+    if ((status = fingerprint_make(e, e->model_text, err)) ||
+        (status = disk_open(e, parts, &parts->cache.hash_seed, err))) {
+        return status;
+    }
+    if (!e->disk.file && getrandom(&parts->cache.hash_seed, sizeof parts->cache.hash_seed, GRND_NONBLOCK) < 0) {
         parts->cache.hash_seed = time_us(); /* early in a boot; nothing but speed depends on it */
     }
     status = cache_create(&parts->cache, &e->kv, err);
-    if (status || (status = sched_init(&e->sched, &parts->sched, e->kv, completion_admitted, e, err))) {
+    if (status || (status = disk_take_over(e, parts, err)) ||
+        (status = sched_init(&e->sched, &parts->sched, e->kv, completion_admitted, e, err))) {
         return status;
     }
     status = make_step_arrays(e, parts, err);
@@ -202,8 +207,7 @@ static perch_status open_store(perch_engine *e, perch_error *err) {
                                  .lease_ms = o->store_lease_ms,
                                  .max_bytes = o->store_max_bytes,
                                  .ttl_ms = o->store_ttl * 1000};
-    perch_status status = fingerprint_make(e, e->model_text, err);
-    return status ? status : store_open(&config, &e->store, err);
+    return store_open(&config, &e->store, err);
 }
 
 static perch_status start_thread(perch_engine *e, perch_error *err) {
@@ -245,9 +249,6 @@ static perch_status open_engine(const perch_options *options, const engine_place
     }
     if (!status) {
         status = open_store(e, err);
-    }
-    if (!status) {
-        status = disk_open(e, &parts, err);
     }
     if (!status) {
         status = observe_open(e, err);
@@ -336,8 +337,8 @@ void perch_engine_destroy(perch_engine *e) {
     free_sequences(e);
     deadlines_fini(&e->deadlines);
     sched_fini(&e->sched);
+    disk_close(e); /* what it writes is partly the cache's */
     cache_destroy(e->kv);
-    disk_close(e);
     close_device(e);
     perch_tokenizer_destroy(e->tokenizer);
     sampler_destroy(e->sampler);

@@ -316,7 +316,11 @@ void costs_stats(const perch_engine *e, perch_stats *stats);
  * gone). What the cache asks for is submitted, and what is done reported to it; both under the lock, and neither waits. Failures
  * are the cache's to bear: none is an error here.
  */
-perch_status disk_open(perch_engine *e, const plan_parts *parts, perch_error *err);
+/* *seed: for the cache. take_over: pages that were found in the file are the cache's. */
+perch_status disk_open(perch_engine *e, const plan_parts *parts, uint64_t *seed, perch_error *err);
+perch_status disk_take_over(perch_engine *e, const plan_parts *parts, perch_error *err);
+/* How fast it is, for the cost model: before anything else is done with the file. */
+void disk_measure(perch_engine *e, const plan_parts *parts);
 void disk_close(perch_engine *e);
 void disk_submit(perch_engine *e);
 void disk_poll(perch_engine *e);

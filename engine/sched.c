@@ -261,6 +261,9 @@ static bool admit(sched *s, sched_item *item) {
         cache_unpin(s->kv, item->entry);
         return false;
     }
+    if (item->tokens) {
+        cache_claim_copies(s->kv, item->entry, item->tokens, min_u32(item->n_known, keep));
+    }
     uint32_t n_found = cache_load(s->kv, item->entry, keep);
     if (item->tokens) {
         cache_promise(s->kv, item->entry, item->tokens, item->n_known);

@@ -113,6 +113,7 @@ json_t *json_stats(const perch_stats *stats) {
     COUNT(saved_pages);
     COUNT(restored_pages);
     COUNT(restored_tokens);
+    COUNT(disk_found_pages);
     COUNT(spilled_pages);
     COUNT(fetched_pages);
     COUNT(fetched_tokens);

@@ -354,6 +354,7 @@ typedef struct perch_stats {
     uint64_t prefix_tokens;                 /* KV of tokens that sequences took from others, forks not counted */
     uint64_t saved_pages, restored_pages;   /* copied to the host tier, and back */
     uint64_t restored_tokens;               /* whose KV came back so instead of being computed */
+    uint64_t disk_found_pages;              /* of an earlier engine, that were in the disk tier's file at the start */
     uint64_t spilled_pages;                 /* written to the disk tier */
     uint64_t fetched_pages, fetched_tokens; /* read from there, to be restored */
     uint64_t corrupt_pages;                 /* were not what had been written, and were computed */
