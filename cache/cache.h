@@ -200,6 +200,8 @@ typedef struct cache_transfer {
  * one. Whether it asked for any.
  */
 bool cache_save(cache *c, bool now);
+/* From now on save sees to all that is idle, and to all copies of the host tier: there will be no other chance. */
+void cache_save_all(cache *c);
 
 /*
  * After pin and an extend beyond n_tokens: begins to load what there are copies of, of the first n_tokens tokens, if that is quicker

@@ -52,6 +52,9 @@ static bool could_spill(const cache *c, uint32_t frame) {
 /* Host frames that are to be empty or on the disk as well. */
 static uint32_t n_safe(const cache *c) {
     uint32_t n = c->config.n_frames / SAFE_SHARE;
+    if (c->saves_all) {
+        return min_u32(c->config.n_frames, c->config.n_disk_frames);
+    }
     n = n < LEAST_SAFE ? LEAST_SAFE : min_u32(n, MOST_SAFE);
     return min_u32(n, (c->config.n_disk_frames + 1) / 2); /* or they would take the frames there from one another */
 }

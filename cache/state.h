@@ -187,6 +187,7 @@ struct cache {
     uint32_t page_tokens;
     cache_queue queues[2]; /* by cache_direction */
     uint64_t queue_cap, n_save_calls;
+    bool saves_all; /* cache_save_all */
     cache_disk_request asked[CACHE_DISK_REQUESTS]; /* [n_asked] that nobody has taken yet */
     uint32_t n_asked, n_disk_pending, n_spilling;  /* the latter two: also those under way */
     uint32_t n_disk_failures;                      /* since anything went well */

@@ -125,27 +125,38 @@ static bool save_entry(cache *c, const cache_entry *e, uint64_t n_pages) {
     return true;
 }
 
+void cache_save_all(cache *c) { c->saves_all = true; }
+
+/* The entries of a list from its end that goes first, until `wanted` pages are free or safe; at the end of all, from the other. */
+static bool save_list(cache *c, const list_link *list, uint64_t wanted, uint64_t *safe, uint64_t *n_copies) {
+    const list_link *at = c->saves_all ? list->prev : list->next;
+    for (; *n_copies > 0 && at != list && *safe < wanted; at = c->saves_all ? at->prev : at->next) {
+        const cache_entry *e = (const cache_entry *)at;
+        uint64_t n_pages = cache_pages_for(c, e->n_valid), n = wanted - *safe;
+        n = n < n_pages ? n : n_pages;
+        n = n < *n_copies ? n : *n_copies;
+        if (!save_entry(c, e, n)) {
+            return false;
+        }
+        *n_copies -= n;
+        *safe += n + e->n_pages - n_pages;
+    }
+    return true;
+}
+
 bool cache_save(cache *c, bool now) {
     const uint64_t asked_before = c->queues[CACHE_STORE].end;
     uint64_t wanted = min_u32(c->config.n_pages / SAFE_SHARE, MOST_SAFE);
     uint64_t n_copies = disk_n_distinct(c); /* for those that are next: else they would take them from one another */
     wanted = wanted > c->pages_per_slot ? wanted : c->pages_per_slot; /* whoever is admitted next may want so many */
+    wanted = c->saves_all ? c->config.n_pages : wanted;
     if (n_copies == 0 || (!now && c->n_save_calls++ % SAVE_CALLS != 0)) {
         return false;
     }
     claims_sweep(c);
     bool spills = disk_spill(c);
-    uint64_t safe = c->n_free;
-    for (list_link *at = c->lru.next; n_copies > 0 && at != &c->lru && safe < wanted; at = at->next) {
-        const cache_entry *e = (const cache_entry *)at;
-        uint64_t n_pages = cache_pages_for(c, e->n_valid), n = wanted - safe;
-        n = n < n_pages ? n : n_pages;
-        n = n < n_copies ? n : n_copies;
-        if (!save_entry(c, e, n)) {
-            break;
-        }
-        n_copies -= n;
-        safe += n + e->n_pages - n_pages;
-    }
+    uint64_t safe = c->saves_all ? 0 : c->n_free;
+    const list_link *first = c->saves_all ? &c->lru : &c->closed, *second = c->saves_all ? &c->closed : &c->lru;
+    (void)(save_list(c, first, wanted, &safe, &n_copies) && save_list(c, second, wanted, &safe, &n_copies));
     return spills || c->queues[CACHE_STORE].end > asked_before;
 }

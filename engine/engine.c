@@ -327,6 +327,9 @@ void perch_engine_destroy(perch_engine *e) {
         pthread_mutex_unlock(&e->lock);
         pthread_join(e->thread, NULL);
     }
+    if (e->disk.file && e->kv) {
+        transfers_keep(e);
+    }
     if (e->store) {
         store_drain(e->store);
         persist_let_go_all(e);

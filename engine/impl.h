@@ -301,6 +301,8 @@ void *step_main(void *engine);
 perch_status transfers_send(perch_engine *e, bool idle, perch_error *err);
 perch_status transfers_poll(perch_engine *e, perch_error *err);
 perch_status transfers_wait(perch_engine *e, perch_error *err);
+/* At the engine's end, without its thread: what is idle goes to the disk, for as long as [cache] disk_keep_ms allows. */
+void transfers_keep(perch_engine *e);
 
 /*
  * costs.c: the cost model of a model and a device, by their plan (init); with what can be measured before the first request, in

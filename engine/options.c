@@ -142,9 +142,14 @@ static const option table[] = {
           "used as fit, and less than one is none."),
      FIELD(disk_bytes), .kind = OPTION_U64, .sized = true, RANGE(0, 18446744073709551615)},
     {INFO("cache", "disk_path", "path", "",
-          "The file of disk_bytes; made where it is missing, and emptied when the engine starts. One engine at a time "
-          "can have it."),
+          "The file of disk_bytes; made where it is missing. An engine with the same model, arithmetic and sizes finds "
+          "the "
+          "pages of the one before it; another one empties it. One engine at a time can have it."),
      FIELD(disk_path), .kind = OPTION_PATH, .info.range = ""},
+    {INFO("cache", "disk_keep_ms", "integer", "5000",
+          "At the engine's end: for how many milliseconds at most it writes idle KV to disk_path that is not there "
+          "yet."),
+     FIELD(disk_keep_ms), .kind = OPTION_U32, RANGE(0, 3600000)},
     {INFO("cache", "restore", "auto | load | compute | both", "auto",
           "How evicted KV comes back that there are copies of: auto is whichever way is quickest, both computes the "
           "front while it loads the rest. The other ways are for measurements."),

@@ -125,6 +125,7 @@ static const struct {
     {"cache.host_bytes", {{"0", "0"}, {"1025", "1025"}, {"64G", "64G"}}, {"-1", "auto", "1.5G"}},
     {"cache.disk_bytes", {{"0", "0"}, {"1025", "1025"}, {"2T", "2T"}}, {"-1", "auto", "1.5G"}},
     {"cache.disk_path", {{"/var/lib/perch/kv", "/var/lib/perch/kv"}, {"", ""}}, {NULL}},
+    {"cache.disk_keep_ms", {{"0", "0"}, {"5000", "5000"}}, {"-1", "3600001", "x"}},
     {"cache.restore",
      {{"auto", "auto"}, {"load", "load"}, {"Compute", "compute"}, {"both", "both"}},
      {"recompute", "", "1"}},

@@ -6,6 +6,7 @@
 #include "engine/impl.h"
 
 #include <stdlib.h>
+#include <time.h>
 
 /* Of a ticket. Whoever waits for one may keep a new request waiting as long: 64 MiB to copy, with pages of 2 MiB. */
 #define SENT_AT_ONCE 32u
@@ -73,6 +74,24 @@ perch_status transfers_poll(perch_engine *e, perch_error *err) {
     disk_poll(e);
     cache_restore_more(e->kv);
     return status;
+}
+
+void transfers_keep(perch_engine *e) {
+    perch_error err;
+    perch_status status = e->dead;
+    uint64_t end_us = time_us() + (uint64_t)e->options.disk_keep_ms * 1000;
+    pthread_mutex_lock(&e->lock);
+    cache_save_all(e->kv);
+    for (bool more = true; !status && more && time_us() < end_us;) {
+        status = transfers_poll(e, &err);
+        status = status ? status : transfers_send(e, true, &err);
+        more = e->unsaved || cache_disk_pending(e->kv) || cache_transfers_pending(e->kv, CACHE_STORE) ||
+               cache_transfers_pending(e->kv, CACHE_LOAD);
+        pthread_mutex_unlock(&e->lock);
+        nanosleep(&(struct timespec){0, 100000}, NULL); /* nothing hangs here that hangs there */
+        pthread_mutex_lock(&e->lock);
+    }
+    pthread_mutex_unlock(&e->lock);
 }
 
 perch_status transfers_wait(perch_engine *e, perch_error *err) {

@@ -153,6 +153,7 @@ typedef struct perch_options {
     uint64_t host_bytes;            /* host memory for copies of KV that is evicted, in whole pages; 0 = none */
     uint64_t disk_bytes;            /* of a file for copies that the host memory has no room for; 0 = none */
     char disk_path[PERCH_PATH_CAP]; /* that file */
+    uint32_t disk_keep_ms;          /* perch_engine_destroy: for how long it writes idle KV to it */
     perch_restore restore;          /* how KV comes back that copies of exist; auto = whichever way is quickest */
     perch_switch prefix_index; /* sequences find and share the KV of equal beginnings, of closed sequences as well */
 
