@@ -176,6 +176,7 @@ static bool take_over(cache *c, const cache_left_page *left, cache_read_tokens_f
                                    .index = left->index,
                                    .n_tokens = end};
     c->tiers[CACHE_DISK].items[left->disk_frame].copy = copy;
+    c->tiers[CACHE_DISK].n_full++;
     enter(c, copy, left->name, n);
     return true;
 }

@@ -101,6 +101,7 @@ typedef struct history {
     uint32_t n_sequences;
     perch_sequence_id ids[MAX_SEQUENCES];
     bool closed[MAX_SEQUENCES];
+    uint64_t namespaces[MAX_SEQUENCES];
     op *busy[MAX_SEQUENCES];
 } history;
 
@@ -167,6 +168,7 @@ typedef struct schedule {
     uint32_t n_actions;
     uint32_t cancel_percent, evict_percent;
     bool evict_always; /* everything, after every token */
+    bool restarts;     /* in the middle: another engine goes on */
     bool waits;        /* for the disk, now and then: next to these models it is slow */
     bool with_costs;   /* instead of what the engine measures: */
     cache_costs costs;
@@ -251,6 +253,7 @@ static schedule random_schedule(test_rng *rng) {
     s.cancel_percent = (uint32_t)test_rng_below(rng, 12);
     s.evict_percent = (uint32_t)test_rng_below(rng, 40);
     s.evict_always = test_rng_below(rng, 5) == 0;
+    s.restarts = test_rng_below(rng, 4) == 0;
     return s;
 }
 
@@ -319,6 +322,7 @@ static void change_sequence(test_rng *rng, perch_engine *e, uint32_t index, uint
     default:
         o->kind = OP_FORK;
         o->child = h.n_sequences++;
+        h.namespaces[o->child] = h.namespaces[index];
         CU_ASSERT_EQUAL(perch_sequence_fork(e, h.ids[index], o->n_tokens, &h.ids[o->child], NULL), PERCH_OK);
     }
 }
@@ -330,7 +334,7 @@ static void random_action(test_rng *rng, perch_engine *e, uint32_t vocab) {
     if (h.n_sequences < 2 || (h.n_sequences < MAX_SEQUENCES / 2 && test_rng_below(rng, 8) == 0)) {
         perch_sequence_options in;
         CU_ASSERT_EQUAL(perch_sequence_options_init(&in, sizeof in), PERCH_OK);
-        in.cache_namespace = test_rng_below(rng, 4) == 0;
+        in.cache_namespace = h.namespaces[h.n_sequences] = test_rng_below(rng, 4) == 0;
         CU_ASSERT_EQUAL(perch_sequence_open_with(e, &in, &h.ids[h.n_sequences++], NULL), PERCH_OK);
     }
     uint32_t index = (uint32_t)test_rng_below(rng, h.n_sequences);
@@ -380,8 +384,64 @@ static void wait_for_disk(perch_engine *e) {
     }
 }
 
-static void run_schedule(test_rng *rng, perch_engine *e, const schedule *s, uint32_t vocab) {
-    for (uint32_t i = 0; i < s->n_actions; i++) {
+typedef struct totals {
+    uint64_t n_restarts, n_found, n_schedules, n_rows, n_evictions, n_preemptions, n_partial_hits, n_misses, n_hits,
+        n_copied, n_prefix, n_restored, n_fetched, n_raced, n_declined;
+} totals;
+
+static perch_engine *open_stepped(const perch_options *options, uint32_t *vocab) {
+    perch_engine *e = NULL;
+    perch_error err;
+    if (CHECK_MSG(engine_open(options, false, &e, &err) == PERCH_OK, "%s", err.message)) {
+        e->tap = tap;
+        e->tap_user = vocab;
+    }
+    return e;
+}
+
+/* What is under way is cut short, and the conversations go on in another engine, which has the disk tier's file and their tokens. */
+static perch_engine *restart(perch_engine *e, const schedule *s, uint32_t *vocab) {
+    void *bytes[MAX_SEQUENCES] = {NULL};
+    size_t n_bytes[MAX_SEQUENCES] = {0};
+    for (uint32_t i = 0; i < h.n_ops; i++) {
+        const op *o = &h.ops[i];
+        (void)(o->request && o->n_done < o->n_completions && perch_cancel(e, o->request, NULL));
+    }
+    for (uint32_t i = 0; i < 100000 && step(e); i++) {
+        take_events(e);
+    }
+    for (uint32_t i = 0; i < h.n_sequences; i++) {
+        if (!h.closed[i]) {
+            CU_ASSERT_EQUAL(perch_sequence_export(e, h.ids[i], NULL, 0, &n_bytes[i], NULL), PERCH_E_BUFFER);
+            bytes[i] = malloc(n_bytes[i]);
+            CU_ASSERT_EQUAL(perch_sequence_export(e, h.ids[i], bytes[i], n_bytes[i], &n_bytes[i], NULL), PERCH_OK);
+        }
+    }
+    perch_engine_destroy(e);
+    e = open_stepped(&s->options, vocab);
+    for (uint32_t i = 0; i < h.n_sequences; i++) {
+        perch_sequence_options in;
+        CU_ASSERT_EQUAL(perch_sequence_options_init(&in, sizeof in), PERCH_OK);
+        in.cache_namespace = h.namespaces[i];
+        CU_ASSERT_TRUE(h.closed[i] || !e ||
+                       perch_sequence_import(e, bytes[i], n_bytes[i], &in, &h.ids[i], NULL) == PERCH_OK);
+        free(bytes[i]);
+    }
+    return e;
+}
+
+static perch_engine *run_schedule(test_rng *rng, perch_engine *e, const schedule *s, uint32_t *vocab_of, totals *t) {
+    const uint32_t vocab = *vocab_of;
+    for (uint32_t i = 0; e && i < s->n_actions; i++) {
+        if (s->restarts && i == s->n_actions / 2) {
+            perch_stats found = {.struct_size = sizeof found};
+            e = restart(e, s, vocab_of);
+            if (!e || perch_engine_stats(e, &found, NULL)) {
+                break;
+            }
+            t->n_restarts++;
+            t->n_found += found.disk_found_pages;
+        }
         if (s->with_costs) {
             cache_set_costs(e->kv, &s->costs);
         }
@@ -403,12 +463,13 @@ static void run_schedule(test_rng *rng, perch_engine *e, const schedule *s, uint
         }
         take_events(e);
     }
-    for (uint32_t i = 0; i < 100000 && step(e); i++) {
+    for (uint32_t i = 0; e && i < 100000 && step(e); i++) {
         if (s->evict_always) {
             disturb(rng, e, s);
         }
         take_events(e);
     }
+    return e;
 }
 
 /* -------------------------------------------------------------------- replay -- */
@@ -489,21 +550,6 @@ static void replay(perch_engine *e) {
 
 /* ---------------------------------------------------------------------- test -- */
 
-typedef struct totals {
-    uint64_t n_schedules, n_rows, n_evictions, n_preemptions, n_partial_hits, n_misses, n_hits, n_copied, n_prefix,
-        n_restored, n_fetched, n_raced, n_declined;
-} totals;
-
-static perch_engine *open_stepped(const perch_options *options, uint32_t *vocab) {
-    perch_engine *e = NULL;
-    perch_error err;
-    if (CHECK_MSG(engine_open(options, false, &e, &err) == PERCH_OK, "%s", err.message)) {
-        e->tap = tap;
-        e->tap_user = vocab;
-    }
-    return e;
-}
-
 static void check_one(uint64_t seed, totals *t) {
     test_rng rng = {seed};
     schedule s = random_schedule(&rng);
@@ -515,7 +561,10 @@ static void check_one(uint64_t seed, totals *t) {
     if (!e) {
         return;
     }
-    run_schedule(&rng, e, &s, vocab);
+    e = run_schedule(&rng, e, &s, &vocab, t);
+    if (!e) {
+        return;
+    }
     for (uint32_t i = 0; i < h.n_sequences; i++) {
         CHECK_MSG(!h.busy[i], "sequence %u never came to its end", i);
     }
@@ -587,7 +636,9 @@ static void logits_are_the_same_bits_whatever_was_evicted(void) {
         (unsigned long long)t.n_misses, (unsigned long long)t.n_copied, (unsigned long long)t.n_prefix,
         (unsigned long long)t.n_restored, (unsigned long long)t.n_fetched, (unsigned long long)t.n_raced,
         (unsigned long long)t.n_declined);
+    printf("  %llu restarts that found %llu pages\n", (unsigned long long)t.n_restarts, (unsigned long long)t.n_found);
     /* the schedules are worth something only if these things happen in them */
+    CU_ASSERT_TRUE(n < 100 || (t.n_restarts > n / 8 && t.n_found > n / 20));
     CU_ASSERT_TRUE(n < 50 || (t.n_evictions > n && t.n_preemptions > n && t.n_hits > n / 2));
     CU_ASSERT_TRUE(n < 100 ||
                    (t.n_partial_hits > 0 && t.n_misses > 0 && t.n_copied > 0 && t.n_prefix > n && t.n_restored > n));
