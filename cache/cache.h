@@ -69,7 +69,7 @@ typedef struct cache_tier_stats {
     uint64_t failed_reads, failed_writes;
     uint64_t raced_tokens;    /* computed in front while what is behind was loaded */
     uint64_t declined_tokens; /* there were copies, and computing was quicker */
-    bool disk_off;            /* it failed again and again, and is not used any more */
+    uint32_t disk_off;        /* 1: it failed again and again, and is not used any more */
     uint32_t n_demoted;       /* gauge: claims that evicted entries hold */
     uint32_t n_host_frames, n_host_full, n_disk_frames, n_disk_full; /* gauges: frames, and those that have a copy */
 } cache_tier_stats;

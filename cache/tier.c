@@ -89,7 +89,6 @@ void tier_forget_loads(cache *c, const cache_entry *e) {
         cache_moving *m = &q->items[i % c->queue_cap];
         if (m->entry == e) {
             m->entry = NULL;
-            c->pages[m->page].copy.generation = 0; /* its bytes are anything until then */
         }
     }
 }

@@ -270,8 +270,8 @@ static void step(world *w) {
             continue;
         }
         uint32_t n_valid = cache_entry_n_valid(v->e), most = cache_entry_may_compute(w->c, v->e);
-        if (n_valid == v->target && v->n_guess == v->n_tokens && v->target < w->k.session_len &&
-            cache_extend(w->c, v->e, v->target + 1) == PERCH_OK) {
+        if (n_valid == v->target && !cache_entry_loading(v->e) && v->n_guess == v->n_tokens &&
+            v->target < w->k.session_len && cache_extend(w->c, v->e, v->target + 1) == PERCH_OK) {
             execute(w);
             v->target++;
             v->n_guess = v->n_guess > v->target ? v->n_guess : v->target;
@@ -312,12 +312,16 @@ static void fork_or_close(world *w, conversation *v, uint32_t die) {
         settle(w, v);
         below(w, 2) ? cache_entry_close(w->c, v->e) : cache_entry_destroy(w->c, v->e);
         v->e = NULL;
-    } else if (die == 3 && !cache_entry_pinned(v->e)) {
+    } else if (die == 3) {
+        bool pinned = cache_entry_pinned(v->e); /* even in the middle of a load */
         settle(w, v);
         v->n_tokens = v->n_guess = below(w, v->n_tokens + 1);
         cache_truncate(w->c, v->e, v->n_tokens);
         for (uint32_t i = v->n_tokens; i < MAX_TOKENS; i++) {
             v->ids[i] = (int32_t)below(w, 3);
+        }
+        if (pinned) { /* what it loads is not touched, or it is given up */
+            v->target = cache_entry_loading(v->e) ? v->n_tokens : cache_entry_n_valid(v->e);
         }
     }
 }
@@ -389,6 +393,37 @@ static void operation(world *w) {
     }
 }
 
+/* All that is under way ends, and what that leads to. */
+static void finish_transfers(world *w) {
+    for (bool more = true; more;) {
+        for (int i = 0; i < 2; i++) {
+            send(w, i ? CACHE_LOAD : CACHE_STORE);
+            some_copies_end(w, i ? CACHE_LOAD : CACHE_STORE, w->tickets[i ? CACHE_LOAD : CACHE_STORE]);
+        }
+        send_disk(w);
+        while (w->n_io > 0) {
+            disk_ends(w, below(w, w->n_io));
+        }
+        more = cache_disk_pending(w->c) || cache_transfers(w->c, CACHE_STORE, &(cache_transfer){0}, 1) ||
+               cache_transfers(w->c, CACHE_LOAD, &(cache_transfer){0}, 1);
+    }
+}
+
+/* Whoever waits for something gets it, or computes it, when nobody else comes. */
+static void come_to_an_end(world *w) {
+    bool waits = true;
+    for (int i = 0; i < 1000 && waits && !w->failed; i++) {
+        step(w);
+        finish_transfers(w);
+        check(w);
+        waits = false;
+        for (uint32_t k = 0; k < N_ENTRIES; k++) {
+            waits = waits || (w->all[k].e && cache_entry_loading(w->all[k].e));
+        }
+    }
+    expect(w, !waits, "an entry waits for ever", 0, 0);
+}
+
 typedef struct totals {
     uint64_t saved, restored, adopted, spilled, fetched, corrupt, failed, raced, declined, off, taken_over, claimed;
 } totals;
@@ -414,22 +449,6 @@ static void choose_costs(world *w) {
     costs.page_us[CACHE_DISK] = page_us[below(w, 4)];
     if (below(w, 3)) {
         cache_set_costs(w->c, &costs);
-    }
-}
-
-/* All that is under way ends, and what that leads to. */
-static void finish_transfers(world *w) {
-    for (bool more = true; more;) {
-        for (int i = 0; i < 2; i++) {
-            send(w, i ? CACHE_LOAD : CACHE_STORE);
-            some_copies_end(w, i ? CACHE_LOAD : CACHE_STORE, w->tickets[i ? CACHE_LOAD : CACHE_STORE]);
-        }
-        send_disk(w);
-        while (w->n_io > 0) {
-            disk_ends(w, below(w, w->n_io));
-        }
-        more = cache_disk_pending(w->c) || cache_transfers(w->c, CACHE_STORE, &(cache_transfer){0}, 1) ||
-               cache_transfers(w->c, CACHE_LOAD, &(cache_transfer){0}, 1);
     }
 }
 
@@ -465,6 +484,7 @@ static bool run(uint64_t seed, uint32_t n_operations, totals *sum) {
         }
         check(&w);
     }
+    come_to_an_end(&w);
     if (!w.failed) { /* else entries are left: the process reports and ends */
         for (uint32_t i = 0; i < N_ENTRIES; i++) {
             cache_entry_destroy(w.c, w.all[i].e);
