@@ -138,7 +138,7 @@ void cache_claim_copies(cache *c, cache_entry *e, const int32_t *tokens, uint32_
             continue;
         }
         uint32_t copy = find(c, name, i, tokens + first, end - first);
-        if (copy != CACHE_NO_COPY) {
+        if (copy != CACHE_NO_COPY && (copy_ready_in(c, copy, CACHE_HOST) || copy_ready_in(c, copy, CACHE_DISK))) {
             *claim = (cache_claim){copy, c->copies[copy].generation, end};
             e->n_saved = e->n_saved > end ? e->n_saved : end;
         }
