@@ -19,6 +19,14 @@ kernels_dtype device_dtype(const perch_options *options, const model_config *con
     return config->stored_f32 && !backend->async ? KERNELS_F32 : KERNELS_BF16;
 }
 
+kernels_weight_format device_weight_format(const perch_options *options) {
+    static const kernels_weight_format formats[] = {[PERCH_WEIGHT_FORMAT_AUTO] = KERNELS_WEIGHT_DTYPE,
+                                                    [PERCH_WEIGHT_FORMAT_BF16] = KERNELS_WEIGHT_BF16,
+                                                    [PERCH_WEIGHT_FORMAT_INT8] = KERNELS_WEIGHT_INT8,
+                                                    [PERCH_WEIGHT_FORMAT_INT4] = KERNELS_WEIGHT_INT4};
+    return formats[options->weight_format];
+}
+
 /* Where things that are computed once are kept: the option, else the user's cache folder; false: there is none. */
 static bool cache_dir(const perch_options *options, char *out, size_t cap) {
     const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
@@ -32,6 +40,10 @@ static bool cache_dir(const perch_options *options, char *out, size_t cap) {
 perch_status device_open(const perch_options *options, const model_config *config, const kernels_backend *backend,
                          kernels_device **out, perch_error *err) {
     char dir[PERCH_PATH_CAP];
+    if (backend->async && options->weight_format != PERCH_WEIGHT_FORMAT_AUTO) {
+        return err_set(err, PERCH_E_UNSUPPORTED,
+                       "[model] weight_format: a GPU keeps weights in dtype; set auto, or [engine] device = cpu");
+    }
     const kernels_config kernels = {.dtype = device_dtype(options, config, backend),
                                     .n_threads = options->threads,
                                     .isa = NULL,

@@ -131,8 +131,9 @@ perch_status fingerprint_check(const perch_engine *e, const char *of, perch_erro
 
 void fingerprint_kv(const perch_engine *e, char out[FINGERPRINT_KV_CAP]) {
     const char *backend = e->backend->describe(e->device);
-    snprintf(out, FINGERPRINT_KV_CAP, "%s dtype=%s group_bytes=%llu deterministic=%d perch=%s computed_by=%.*s",
-             e->model_text, e->plan.dtype, (unsigned long long)e->plan.group_bytes,
+    snprintf(out, FINGERPRINT_KV_CAP,
+             "%s dtype=%s weight_format=%s group_bytes=%llu deterministic=%d perch=%s computed_by=%.*s", e->model_text,
+             e->plan.dtype, e->plan.weight_format, (unsigned long long)e->plan.group_bytes,
              e->options.deterministic == PERCH_ON, perch_version(), (int)strcspn(backend, ","), backend);
 }
 

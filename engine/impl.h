@@ -329,6 +329,8 @@ void disk_poll(perch_engine *e);
 void disk_wait(perch_engine *e); /* until something is done, or anything else wakes the step thread */
 
 /* device.c: the type that a model is computed in on a backend; the backend and its device, opened. */
+/* How the options have matrices kept. */
+kernels_weight_format device_weight_format(const perch_options *options);
 kernels_dtype device_dtype(const perch_options *options, const model_config *config, const kernels_backend *backend);
 perch_status device_open(const perch_options *options, const model_config *config, const kernels_backend *backend,
                          kernels_device **out, perch_error *err);

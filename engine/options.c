@@ -106,6 +106,10 @@ static const option table[] = {
           "Arithmetic and KV type; auto is f32 for F32 checkpoints on the CPU, else bf16. CPU: f32, bf16; GPU: bf16, "
           "f16."),
      FIELD(dtype), .kind = OPTION_WORD, .info.range = ""},
+    {INFO("model", "weight_format", "auto | bf16 | int8 | int4", "auto",
+          "How the CPU keeps matrices, whatever the checkpoint has; auto is dtype. int8 and int4: whole numbers with a "
+          "scale for each 32; int4 keeps embedding and output head in int8. GPU: auto."),
+     FIELD(weight_format), .kind = OPTION_WORD, .info.range = ""},
     {INFO("model", "random_seed", "integer", "0", "What weights = random are drawn from."), FIELD(random_seed),
      .kind = OPTION_U64, RANGE(0, 18446744073709551615)},
     {INFO("model", "cache_dir", "path", "",

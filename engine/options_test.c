@@ -31,6 +31,7 @@ static void test_defaults(void) {
     CU_ASSERT_STRING_EQUAL(o.tokenizer_path, "");
     CU_ASSERT_EQUAL(o.weights, PERCH_WEIGHTS_FILE);
     CU_ASSERT_EQUAL(o.dtype, PERCH_DTYPE_AUTO);
+    CU_ASSERT_EQUAL(o.weight_format, PERCH_WEIGHT_FORMAT_AUTO);
     CU_ASSERT_EQUAL(o.random_seed, 0);
     CU_ASSERT_EQUAL(o.mapping, PERCH_MAPPING_AUTO);
     CU_ASSERT_EQUAL(o.gpu, 0);
@@ -98,6 +99,9 @@ static const struct {
     {"model.tokenizer_path", {{"t.json", "t.json"}}, {NULL}},
     {"model.weights", {{"random", "random"}, {"file", "file"}}, {"none"}},
     {"model.dtype", {{"f32", "f32"}, {"BF16", "bf16"}, {"f16", "f16"}, {"auto", "auto"}}, {"fp16", "f", "32"}},
+    {"model.weight_format",
+     {{"auto", "auto"}, {"BF16", "bf16"}, {"int8", "int8"}, {"int4", "int4"}},
+     {"q4", "i8", "f32"}},
     {"model.random_seed",
      {{"18446744073709551615", "18446744073709551615"}, {"0", "0"}},
      {"18446744073709551616", "-1", "1K", "1e3"}},

@@ -188,6 +188,7 @@ static perch_status plan_limits(const perch_options *o, const model_config *conf
                        session_len, config->max_positions);
     }
     parts->limits.dtype = dtype;
+    parts->limits.weight_format = device_weight_format(o);
     parts->limits.session_len = session_len;
     parts->limits.max_step_tokens = o->max_step_tokens;
     parts->limits.max_logit_rows = o->max_batch_size + EXTRA_LOGIT_ROWS;
@@ -228,6 +229,10 @@ perch_status plan_make(const perch_options *o, const kernels_backend *backend, k
                        perch_error *err) {
     static const char *const dtypes[] = {[KERNELS_F32] = "f32", [KERNELS_F16] = "f16", [KERNELS_BF16] = "bf16"};
     kernels_dtype dtype = device_dtype(o, config, backend);
+    const char *const formats[] = {[KERNELS_WEIGHT_DTYPE] = dtypes[dtype],
+                                   [KERNELS_WEIGHT_BF16] = "bf16",
+                                   [KERNELS_WEIGHT_INT8] = "int8",
+                                   [KERNELS_WEIGHT_INT4] = "int4"};
     kv_layout layout;
     memset(parts, 0, sizeof *parts);
     perch_status status = plan_limits(o, config, dtype, parts, err);
@@ -238,6 +243,7 @@ perch_status plan_make(const perch_options *o, const kernels_backend *backend, k
     plan->struct_size = sizeof *plan;
     describe_model(config, plan);
     snprintf(plan->dtype, sizeof plan->dtype, "%s", dtypes[dtype]);
+    snprintf(plan->weight_format, sizeof plan->weight_format, "%s", formats[device_weight_format(o)]);
     snprintf(plan->backend, sizeof plan->backend, "%s", backend->describe(device));
     status = backend->free_bytes(device, &plan->free_bytes, err);
     if (status) {

@@ -139,14 +139,20 @@ static perch_status sim_download(kernels_device *device, void *to, const void *f
     return PERCH_OK;
 }
 
-static uint64_t sim_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in) {
+static uint64_t sim_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in,
+                                 kernels_weight_format format) {
     (void)device;
+    (void)format; /* weight_create takes one alone */
     return (uint64_t)n_out * n_in * ACT_BYTES;
 }
 
-static perch_status sim_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
-                                      perch_error *err) {
+static perch_status sim_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in,
+                                      kernels_weight_format format, kernels_weight **out, perch_error *err) {
     (void)device;
+    *out = NULL;
+    if (format != KERNELS_WEIGHT_DTYPE) {
+        return err_set(err, PERCH_E_UNSUPPORTED, "[model] weight_format: the simulated device knows only auto");
+    }
     *out = malloc(sizeof **out);
     if (!*out) {
         return err_nomem(err, "a weight");

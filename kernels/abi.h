@@ -11,7 +11,7 @@
 #include <stddef.h>
 
 /* Counts up when a function's arguments, or what something means, is another than before. */
-#define KERNELS_MEANING 3u
+#define KERNELS_MEANING 4u
 
 /* FNV-1a, by words. */
 #define ABI_MIX(h, word) (((h) ^ (uint32_t)(word)) * UINT32_C(16777619))

@@ -23,6 +23,14 @@ typedef struct kernels_weight kernels_weight; /* a matrix [n_out][n_in] in the b
 
 typedef enum kernels_dtype { KERNELS_F32 = 0, KERNELS_F16 = 1, KERNELS_BF16 = 2 } kernels_dtype;
 
+/* How a matrix is kept. INT8 and INT4: whole numbers with a scale for each 32 inputs of an output. */
+typedef enum kernels_weight_format {
+    KERNELS_WEIGHT_DTYPE = 0, /* in the device's dtype; GPUs know no other */
+    KERNELS_WEIGHT_BF16 = 1,
+    KERNELS_WEIGHT_INT8 = 2,
+    KERNELS_WEIGHT_INT4 = 3
+} kernels_weight_format;
+
 typedef struct kernels_config {
     kernels_dtype
         dtype; /* weights, matrix products' inputs and KV; accumulation is f32 always. CPU: F32, BF16. CUDA: BF16, F16 */
@@ -241,10 +249,10 @@ typedef struct kernels_backend {
     perch_status (*upload)(kernels_device *device, void *to, const void *from_host, size_t bytes, perch_error *err);
     perch_status (*download)(kernels_device *device, void *to_host, const void *from, size_t bytes, perch_error *err);
 
-    /* --- weights. weight_bytes: what weight_create will take, for the memory plan. E_NOMEM, E_UNSUPPORTED (the shape) */
-    uint64_t (*weight_bytes)(const kernels_device *device, uint32_t n_out, uint32_t n_in);
-    perch_status (*weight_create)(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
-                                  perch_error *err);
+    /* --- weights. weight_bytes: what weight_create will take, for the memory plan. E_NOMEM, E_UNSUPPORTED (the shape, the format) */
+    uint64_t (*weight_bytes)(const kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format);
+    perch_status (*weight_create)(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format,
+                                  kernels_weight **out, perch_error *err);
     void (*weight_destroy)(kernels_device *device, kernels_weight *weight);
     /*
      * Stores rows [first, first + n) from row-major [n][n_in] host data of the given type (rounded to nearest even). NULL: a

@@ -4,7 +4,6 @@
 #include "bench_bound.h"
 
 #include <math.h>
-#include <string.h>
 
 static double rate(double limit, double work) { return limit > 0.0 && work > 0.0 ? limit / work : (double)NAN; }
 
@@ -19,7 +18,6 @@ void bench_bound_compute(struct bench_run *run, struct bench_bound *bound) {
     double copied = config->copy_gbps * 1e9;
     double multiplied = config->matrix_tflops * 1e12;
     double rows = run->concurrency;
-    double element_bytes = strcmp(plan->dtype, "f32") == 0 ? 4.0 : 2.0;
     double parameters = (double)plan->n_step_parameters;
     double output = (double)plan->vocab_size * plan->hidden_size;
     double context = samples_percentile(&run->full.contexts, 50);
@@ -27,7 +25,8 @@ void bench_bound_compute(struct bench_run *run, struct bench_bound *bound) {
     double prompt = run->prompt_tokens;
     double prefill_flops =
         2.0 * (parameters - output) + 2.0 * output / prompt + attention_flops(plan, (prompt + 1) / 2);
-    double step_bytes = parameters * element_bytes + rows * context * (double)plan->kv_bytes_per_token;
+    double read_share = parameters / (double)plan->n_parameters;
+    double step_bytes = read_share * (double)plan->weights_bytes + rows * context * (double)plan->kv_bytes_per_token;
     double step_flops = rows * (2.0 * parameters + attention_flops(plan, context));
 
     bound->prefill_by_matrix = rate(multiplied, prefill_flops);

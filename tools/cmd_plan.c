@@ -68,9 +68,9 @@ static perch_status print_plan(const perch_plan *plan) {
     };
     const size_t n_rows = sizeof(rows) / sizeof(rows[0]) - (plan->context_bytes == 0);
     printf("%s, %u layers, hidden %u, %u heads, %u KV heads of %u, vocabulary %u, %llu parameters\n"
-           "%s arithmetic on %s, KV memory by %s\n",
+           "%s arithmetic, %s weights on %s, KV memory by %s\n",
            plan->architecture, plan->n_layers, plan->hidden_size, plan->n_heads, plan->n_kv_heads, plan->head_dim,
-           plan->vocab_size, (unsigned long long)plan->n_parameters, plan->dtype, plan->backend,
+           plan->vocab_size, (unsigned long long)plan->n_parameters, plan->dtype, plan->weight_format, plan->backend,
            plan->mapping == PERCH_MAPPING_TABLE ? "table" : "vmm");
     printf(plan->note[0] ? "no GPU: %s\n\n" : "%s\n", plan->note);
     perch_status status = print_rows(rows, n_rows);

@@ -188,9 +188,9 @@ json_t *json_costs(const perch_costs *costs) {
 }
 
 json_t *json_plan(const perch_plan *plan) {
-    json_t *out = json_pack("{s:s, s:s, s:s, s:s, s:s}", "architecture", plan->architecture, "dtype", plan->dtype,
-                            "backend", plan->backend, "mapping", plan->mapping == PERCH_MAPPING_TABLE ? "table" : "vmm",
-                            "no_gpu", plan->note);
+    json_t *out = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s}", "architecture", plan->architecture, "dtype", plan->dtype,
+                            "weight_format", plan->weight_format, "backend", plan->backend, "mapping",
+                            plan->mapping == PERCH_MAPPING_TABLE ? "table" : "vmm", "no_gpu", plan->note);
 #define COUNT(field) out = with_number(out, #field, plan->field)
     COUNT(n_parameters);
     COUNT(n_step_parameters);

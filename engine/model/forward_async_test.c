@@ -189,7 +189,7 @@ static void failures_end_the_pass(void) {
 }
 
 static void limits_are_the_models(void) {
-    const model_limits limits = {100, 24, 7, KERNELS_F16};
+    const model_limits limits = {100, 24, 7, KERNELS_F16, KERNELS_WEIGHT_DTYPE};
     model_config config;
     kernels_limits out;
     CU_ASSERT_EQUAL_FATAL(model_config_load(test_fixture("model/qwen3-bf16"), &config, NULL), PERCH_OK);

@@ -24,7 +24,7 @@ static model_config config_of(const char *fixture) {
 
 /* Loads DIR on the counting backend; whatever comes of it, nothing may be left behind. */
 static perch_status load(const model_config *config, const char *dir, uint64_t fail_at, perch_error *err) {
-    static const model_limits limits = {64, 8, 4, KERNELS_F32};
+    static const model_limits limits = {64, 8, 4, KERNELS_F32, KERNELS_WEIGHT_DTYPE};
     const kernels_backend *backend = testing_counting_backend();
     kernels_device *device = NULL;
     model *m = NULL;
@@ -201,11 +201,11 @@ static void tensors_may_lie_askew(void) {
 static void the_memory_plan_is_what_is_allocated(void) {
     static const char *const fixtures[] = {"llama-bf16", "llama-bias-f32", "llama-head-f16", "mistral-bf16",
                                            "qwen2-f16",  "qwen3-bf16",     "qwen3-bias-f32"};
-    static const model_limits limits[] = {{1, 1, 1, KERNELS_F32},
-                                          {100, 24, 7, KERNELS_BF16},
-                                          {33, 5, 5, KERNELS_F32},
-                                          {8, 300, 300, KERNELS_F32},
-                                          {2000, 3, 40, KERNELS_F32}};
+    static const model_limits limits[] = {{1, 1, 1, KERNELS_F32, KERNELS_WEIGHT_DTYPE},
+                                          {100, 24, 7, KERNELS_BF16, KERNELS_WEIGHT_DTYPE},
+                                          {33, 5, 5, KERNELS_F32, KERNELS_WEIGHT_DTYPE},
+                                          {8, 300, 300, KERNELS_F32, KERNELS_WEIGHT_DTYPE},
+                                          {2000, 3, 40, KERNELS_F32, KERNELS_WEIGHT_DTYPE}};
     for (size_t i = 0; i < sizeof fixtures / sizeof fixtures[0]; i++) {
         for (size_t j = 0; j < sizeof limits / sizeof limits[0]; j++) {
             const kernels_backend *backend = testing_counting_backend();
@@ -320,7 +320,7 @@ static void the_mapping_is_given_back_as_it_goes(void) {
     testing_file_write(&file, "model.safetensors");
     free(rows);
     for (int tied = 0; tied < 2; tied++) {
-        const model_limits limits = {8, 1, 1, KERNELS_F32};
+        const model_limits limits = {8, 1, 1, KERNELS_F32, KERNELS_WEIGHT_DTYPE};
         const kernels_backend *backend = testing_counting_backend();
         kernels_device *device = NULL;
         model *m = NULL;
@@ -429,7 +429,7 @@ static void see_progress(void *user, const char *stage, double fraction) {
 }
 
 static void progress_runs_from_0_to_1(void) {
-    static const model_limits limits = {16, 4, 4, KERNELS_F32};
+    static const model_limits limits = {16, 4, 4, KERNELS_F32, KERNELS_WEIGHT_DTYPE};
     model_config config = config_of("llama-bf16");
     for (int random = 0; random < 2; random++) {
         progress_seen seen = {0};
@@ -449,7 +449,7 @@ static void progress_runs_from_0_to_1(void) {
 /* ----------------------------------------------------------------- random -- */
 
 static float *random_logits(const model_config *config, uint64_t seed, kernels_dtype dtype, uint32_t n_threads) {
-    const model_limits limits = {32, N_SOME, N_SOME, dtype};
+    const model_limits limits = {32, N_SOME, N_SOME, dtype, KERNELS_WEIGHT_DTYPE};
     testing_model t = {.backend = kernels_cpu(), .config = *config, .limits = limits};
     const kernels_config device_config = {.dtype = dtype, .n_threads = n_threads};
     kv_layout layout;

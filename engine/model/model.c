@@ -78,7 +78,7 @@ void model_memory_compute(const kernels_backend *backend, kernels_device *device
                           const model_limits *limits, model_memory *out) {
     model_workspace workspace;
     plan_workspace(config, limits, backend->act_bytes(device), &workspace);
-    out->weights_bytes = model_weights_bytes(backend, device, config);
+    out->weights_bytes = model_weights_bytes(backend, device, config, limits->weight_format);
     out->workspace_bytes = workspace.bytes;
     out->host_bytes = sizeof(model) + config->n_layers * sizeof(model_layer) + host_logits_bytes(config, limits);
 }

@@ -8,10 +8,11 @@
 typedef struct model model;
 
 typedef struct model_limits {
-    uint32_t session_len;     /* positions: sizes the RoPE table */
-    uint32_t max_step_tokens; /* tokens of one forward */
-    uint32_t max_logit_rows;  /* rows of logits of one forward */
-    kernels_dtype dtype;      /* what the device was opened with: the KV's type */
+    uint32_t session_len;                /* positions: sizes the RoPE table */
+    uint32_t max_step_tokens;            /* tokens of one forward */
+    uint32_t max_logit_rows;             /* rows of logits of one forward */
+    kernels_dtype dtype;                 /* what the device was opened with: the KV's type */
+    kernels_weight_format weight_format; /* of the layers' matrices; INT4's embedding and output head are INT8 */
 } model_limits;
 
 /* What a model takes on the device, computed without loading it. */

@@ -62,7 +62,8 @@ perch_status model_weights_create(model *m, perch_error *err);
 void model_weights_destroy(model *m);
 /* Tells the backend of the products that passes are made of; the weights and biases have their values. */
 perch_status model_weights_prepare(const model *m, perch_error *err);
-uint64_t model_weights_bytes(const kernels_backend *backend, const kernels_device *device, const model_config *config);
+uint64_t model_weights_bytes(const kernels_backend *backend, const kernels_device *device, const model_config *config,
+                             kernels_weight_format format);
 
 /* One tensor of a checkpoint and where it belongs. */
 typedef struct model_tensor {

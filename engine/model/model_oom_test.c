@@ -55,7 +55,7 @@ void __wrap_free(void *memory) {
 
 /* Configuration, weights and one forward pass; what allocations it made and left behind is in the counters. */
 static perch_status load_and_run(const char *config_path, const char *dir, perch_error *err) {
-    static const model_limits limits = {16, 2, 2, KERNELS_F32};
+    static const model_limits limits = {16, 2, 2, KERNELS_F32, KERNELS_WEIGHT_DTYPE};
     static const int32_t tokens[2] = {5, 7};
     static const uint32_t positions[2] = {0, 1}, token_row[2] = {0, 0}, rows[1] = {1};
     const kernels_backend *backend = kernels_reference();

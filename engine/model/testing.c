@@ -188,11 +188,11 @@ static perch_status counted_download(kernels_device *d, void *to, const void *fr
     return status;
 }
 
-static perch_status counted_weight_create(kernels_device *d, uint32_t n_out, uint32_t n_in, kernels_weight **out,
-                                          perch_error *err) {
-    WRAP(weight_create(d, n_out, n_in, out, err));
+static perch_status counted_weight_create(kernels_device *d, uint32_t n_out, uint32_t n_in,
+                                          kernels_weight_format format, kernels_weight **out, perch_error *err) {
+    WRAP(weight_create(d, n_out, n_in, format, out, err));
     if (status == PERCH_OK) {
-        count_alloc(*out, kernels_reference()->weight_bytes(d, n_out, n_in));
+        count_alloc(*out, kernels_reference()->weight_bytes(d, n_out, n_in, format));
     }
     return status;
 }
@@ -299,7 +299,7 @@ bool testing_model_open(testing_model *t, const kernels_backend *backend, kernel
     kernels_config device_config = {.dtype = dtype, .n_threads = 2, .deterministic = true, .graphs = true};
     kv_layout layout;
     *t = (testing_model){.backend = backend, .config = *config};
-    t->limits = (model_limits){session_len, max_step_tokens, max_step_tokens, dtype};
+    t->limits = (model_limits){session_len, max_step_tokens, max_step_tokens, dtype, KERNELS_WEIGHT_DTYPE};
     perch_status status = backend->open(&device_config, &t->device, &err);
     if (status == PERCH_OK) {
         status = model_load(backend, t->device, config, &t->limits, dir, 1, NULL, NULL, &t->model, &err);

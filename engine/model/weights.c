@@ -45,12 +45,18 @@ static size_t vector_floats(const model_config *c) {
     return n_layer * c->n_layers + n_final;
 }
 
-uint64_t model_weights_bytes(const kernels_backend *backend, const kernels_device *device, const model_config *c) {
-    uint64_t layer = backend->weight_bytes(device, qkv_width(c), c->hidden_size) +
-                     backend->weight_bytes(device, c->hidden_size, q_width(c)) +
-                     backend->weight_bytes(device, 2 * c->intermediate_size, c->hidden_size) +
-                     backend->weight_bytes(device, c->hidden_size, c->intermediate_size);
-    uint64_t vocab = backend->weight_bytes(device, c->vocab_size, c->hidden_size);
+/* Embedding and output head: with 4 bits a token's few numbers would lose most, so they keep 8 (docs/adr/0028). */
+static kernels_weight_format vocab_format(kernels_weight_format format) {
+    return format == KERNELS_WEIGHT_INT4 ? KERNELS_WEIGHT_INT8 : format;
+}
+
+uint64_t model_weights_bytes(const kernels_backend *backend, const kernels_device *device, const model_config *c,
+                             kernels_weight_format format) {
+    uint64_t layer = backend->weight_bytes(device, qkv_width(c), c->hidden_size, format) +
+                     backend->weight_bytes(device, c->hidden_size, q_width(c), format) +
+                     backend->weight_bytes(device, 2 * c->intermediate_size, c->hidden_size, format) +
+                     backend->weight_bytes(device, c->hidden_size, c->intermediate_size, format);
+    uint64_t vocab = backend->weight_bytes(device, c->vocab_size, c->hidden_size, vocab_format(format));
     return layer * c->n_layers + vocab * (c->tied_embeddings ? 1 : 2) + vector_floats(c) * sizeof(float);
 }
 
@@ -67,8 +73,9 @@ perch_status model_weights_create(model *m, perch_error *err) {
         return status;
     }
     m->vectors = vectors;
-    if ((status = m->backend->weight_create(m->device, c->vocab_size, c->hidden_size, &m->embedding, err)) !=
-        PERCH_OK) {
+    kernels_weight_format vocab = vocab_format(m->limits.weight_format);
+    status = m->backend->weight_create(m->device, c->vocab_size, c->hidden_size, vocab, &m->embedding, err);
+    if (status != PERCH_OK) {
         return status;
     }
     for (uint32_t l = 0; l < c->n_layers; l++) {
@@ -83,7 +90,8 @@ perch_status model_weights_create(model *m, perch_error *err) {
             {&layer->down, c->hidden_size, c->intermediate_size},
         };
         for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) {
-            status = m->backend->weight_create(m->device, matrices[i].n_out, matrices[i].n_in, matrices[i].weight, err);
+            status = m->backend->weight_create(m->device, matrices[i].n_out, matrices[i].n_in, m->limits.weight_format,
+                                               matrices[i].weight, err);
             if (status != PERCH_OK) {
                 return status;
             }
@@ -95,7 +103,7 @@ perch_status model_weights_create(model *m, perch_error *err) {
         m->head = m->embedding;
         return PERCH_OK;
     }
-    return m->backend->weight_create(m->device, c->vocab_size, c->hidden_size, &m->head, err);
+    return m->backend->weight_create(m->device, c->vocab_size, c->hidden_size, vocab, &m->head, err);
 }
 
 perch_status model_weights_prepare(const model *m, perch_error *err) {

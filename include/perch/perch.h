@@ -94,6 +94,12 @@ typedef enum perch_dtype {
     PERCH_DTYPE_F16 = 3
 } perch_dtype;
 typedef enum perch_weights { PERCH_WEIGHTS_FILE = 0, PERCH_WEIGHTS_RANDOM = 1 } perch_weights;
+typedef enum perch_weight_format {
+    PERCH_WEIGHT_FORMAT_AUTO = 0,
+    PERCH_WEIGHT_FORMAT_BF16 = 1,
+    PERCH_WEIGHT_FORMAT_INT8 = 2,
+    PERCH_WEIGHT_FORMAT_INT4 = 3
+} perch_weight_format;
 typedef enum perch_mapping { PERCH_MAPPING_AUTO = 0, PERCH_MAPPING_VMM = 1, PERCH_MAPPING_TABLE = 2 } perch_mapping;
 typedef enum perch_switch { PERCH_ON = 0, PERCH_OFF = 1 } perch_switch;
 typedef enum perch_queue_full { PERCH_QUEUE_WAIT = 0, PERCH_QUEUE_REFUSE = 1 } perch_queue_full;
@@ -140,6 +146,7 @@ typedef struct perch_options {
     char tokenizer_path[PERCH_PATH_CAP]; /* "" = tokenizer.json in path, if there */
     perch_weights weights;
     perch_dtype dtype;              /* arithmetic and KV type; auto = f32 for F32 checkpoints on the CPU, else bf16 */
+    perch_weight_format weight_format; /* how matrices are kept on the CPU; auto = in dtype */
     uint64_t random_seed;           /* weights = random */
     char cache_dir[PERCH_PATH_CAP]; /* for what is measured once and kept; "" = perch in the user's cache folder */
 
@@ -323,6 +330,7 @@ typedef struct perch_plan {
     uint32_t n_layers, n_heads, n_kv_heads, head_dim, hidden_size, vocab_size;
     char architecture[32]; /* "llama", "mistral", "qwen2", "qwen3" */
     char dtype[8];         /* "f32", "bf16", "f16" */
+    char weight_format[8]; /* "int8", "int4", or as dtype */
     char backend[128];     /* "cpu avx512, 2 threads"; "cuda NVIDIA H200, …" */
     perch_mapping mapping;
     perch_status

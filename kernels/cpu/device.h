@@ -23,13 +23,15 @@ typedef struct cpu_buffer {
     struct cpu_buffer *next;
 } cpu_buffer;
 
-/* Words [panel][word of n_in][CPU_PANEL outputs]; outputs and inputs behind the last are 0. */
+/* Panels side by side, as format.h has them; outputs and inputs behind the last are 0. */
 struct kernels_weight {
     cpu_region region;
     uint32_t n_out;
     uint32_t n_in;
     uint32_t n_panels;
-    size_t n_words; /* of one row */
+    size_t n_words; /* of one row as products read it, whatever the format */
+    size_t panel_bytes;
+    cpu_format format;
     struct kernels_weight *next;
 };
 
@@ -82,9 +84,9 @@ perch_status cpu_download(kernels_device *device, void *to_host, const void *fro
 void cpu_free_all(kernels_device *device);
 
 /* weights.c */
-uint64_t cpu_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in);
-perch_status cpu_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
-                               perch_error *err);
+uint64_t cpu_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format);
+perch_status cpu_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format,
+                               kernels_weight **out, perch_error *err);
 void cpu_weight_destroy(kernels_device *device, kernels_weight *weight);
 perch_status cpu_weight_set_rows(kernels_device *device, kernels_weight *weight, uint32_t first, uint32_t n,
                                  kernels_dtype dtype, const void *rows, perch_error *err);

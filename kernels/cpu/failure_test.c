@@ -170,8 +170,8 @@ static perch_status life(perch_error *err) {
     const kv_command commands[] = {{.op = KV_MAP, .page = 1}, {.op = KV_UNMAP}};
     (void)((status = b->alloc(device, 1000, &buffer, err)) != PERCH_OK ||
            (status = b->alloc(device, (size_t)3 << 20, &large_buffer, err)) != PERCH_OK ||
-           (status = b->weight_create(device, 10, 10, &small, err)) != PERCH_OK ||
-           (status = b->weight_create(device, 2000, 2000, &large, err)) != PERCH_OK ||
+           (status = b->weight_create(device, 10, 10, KERNELS_WEIGHT_DTYPE, &small, err)) != PERCH_OK ||
+           (status = b->weight_create(device, 2000, 2000, KERNELS_WEIGHT_DTYPE, &large, err)) != PERCH_OK ||
            (status = b->free_bytes(device, &bytes, err)) != PERCH_OK ||
            (status = b->kv_open(device, &kv, err)) != PERCH_OK || /* over two fallocates */
            (status = b->kv_execute(device, commands, 2, err)) != PERCH_OK ||

@@ -5,6 +5,7 @@
  */
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/unpack_body.h"
 
 /*
  * TILE_VECTORS vectors of outputs for n_m tokens: as many accumulators as fit into the registers, 32 of AVX-512 and else 16,
@@ -37,7 +38,8 @@
 typedef struct tile_at {
     float *sums;
     size_t sums_stride;
-    bool fresh; /* from 0 instead of what is in sums */
+    bool fresh;          /* what is in sums does not count */
+    const float *scales; /* NULL, or [outputs]: what comes is multiplied by them and then added to sums */
     const uint32_t *x;
     size_t x_stride;
     const uint32_t *b[TILE_N];
@@ -105,13 +107,14 @@ ALWAYS_INLINE void tile_widened(const size_t n_m, const size_t n_v, const size_t
     }
 }
 
-/* sums[m][v] (+)= Σ_k b[v][k] · x[m][k] for m < n_m tokens and n_v vectors of outputs. */
+/* sums[m][v] (+)= scales[v] · Σ_k b[v][k] · x[m][k] for m < n_m tokens and n_v vectors of outputs. */
 ALWAYS_INLINE void tile_body(const size_t n_m, const size_t n_v, const bool bf16, const size_t b_stride,
                              const tile_at *at) {
     vf sum[TILE_M][TILE_N];
     for (size_t m = 0; m < n_m; m++) {
         for (size_t v = 0; v < n_v; v++) {
-            sum[m][v] = at->fresh ? vf_set1(0.0f) : vf_load(at->sums + m * at->sums_stride + v * VL);
+            const float *before = at->sums + m * at->sums_stride + v * VL;
+            sum[m][v] = at->fresh || at->scales != NULL ? vf_set1(0.0f) : vf_load(before);
         }
     }
     if (bf16 && !HAVE_DOT2) {
@@ -121,7 +124,11 @@ ALWAYS_INLINE void tile_body(const size_t n_m, const size_t n_v, const bool bf16
     }
     for (size_t m = 0; m < n_m; m++) {
         for (size_t v = 0; v < n_v; v++) {
-            vf_store(at->sums + m * at->sums_stride + v * VL, sum[m][v]);
+            float *to = at->sums + m * at->sums_stride + v * VL;
+            if (at->scales != NULL) {
+                sum[m][v] = vf_fma(vf_load(at->scales + v * VL), sum[m][v], at->fresh ? vf_set1(0.0f) : vf_load(to));
+            }
+            vf_store(to, sum[m][v]);
         }
     }
 }
@@ -175,26 +182,45 @@ static void gemm_store(const cpu_gemm *gemm, const float *sums, size_t first, si
     }
 }
 
-static void isa_gemm(const cpu_gemm *gemm, size_t panel, size_t t0, size_t t1, cpu_scratch *scratch) {
-    const uint32_t *weights = gemm->panels + panel * gemm->n_words * CPU_PANEL;
-    size_t k_block = t1 - t0 <= FEW_TOKENS ? K_BLOCK_FEW : K_BLOCK;
-    for (size_t k0 = 0; k0 < gemm->n_words; k0 += k_block) {
-        for (size_t t = t0; t < t1; t += TILE_M) {
-            size_t n_m = t1 - t < TILE_M ? t1 - t : TILE_M;
-            size_t n_v = TILE_VECTORS(n_m);
-            for (size_t o = 0; o < CPU_PANEL; o += n_v * VL) {
-                tile_at at = {.sums = scratch->gemm + (t - t0) * CPU_PANEL + o,
-                              .sums_stride = CPU_PANEL,
-                              .fresh = k0 == 0,
-                              .x = gemm->x + t * gemm->x_stride + k0,
-                              .x_stride = gemm->x_stride,
-                              .n_words = gemm->n_words - k0 < k_block ? gemm->n_words - k0 : k_block};
-                for (size_t v = 0; v < n_v; v++) {
-                    at.b[v] = weights + k0 * CPU_PANEL + o + v * VL;
-                }
-                tile(n_m, gemm->bf16, CPU_PANEL, &at);
+/* Sums of tokens [t0, t1) over n_words words from k0 on, of which `weights` is the first: [n_words][CPU_PANEL]. */
+ALWAYS_INLINE void gemm_words(const cpu_gemm *gemm, const uint32_t *weights, const float *scales, size_t k0,
+                              size_t n_words, size_t t0, size_t t1, float *sums) {
+    for (size_t t = t0; t < t1; t += TILE_M) {
+        size_t n_m = t1 - t < TILE_M ? t1 - t : TILE_M;
+        size_t n_v = TILE_VECTORS(n_m);
+        for (size_t o = 0; o < CPU_PANEL; o += n_v * VL) {
+            tile_at at = {.sums = sums + (t - t0) * CPU_PANEL + o,
+                          .sums_stride = CPU_PANEL,
+                          .fresh = k0 == 0,
+                          .scales = scales != NULL ? scales + o : NULL,
+                          .x = gemm->x + t * gemm->x_stride + k0,
+                          .x_stride = gemm->x_stride,
+                          .n_words = n_words};
+            for (size_t v = 0; v < n_v; v++) {
+                at.b[v] = weights + o + v * VL;
             }
+            tile(n_m, gemm->bf16, CPU_PANEL, &at);
         }
+    }
+}
+
+static void isa_gemm(const cpu_gemm *gemm, size_t panel, size_t t0, size_t t1, cpu_scratch *scratch) {
+    const uint8_t *from = gemm->panels + panel * gemm->panel_bytes;
+    size_t k_block = t1 - t0 <= FEW_TOKENS ? K_BLOCK_FEW : K_BLOCK;
+    const float *scales = cpu_scale_bytes(gemm->format) > 0 ? scratch->scales : NULL;
+    if (gemm->format != CPU_WORDS) {
+        k_block = gemm->bf16 ? CPU_GROUP / 2 : CPU_GROUP;
+    }
+    for (size_t k0 = 0; k0 < gemm->n_words; k0 += k_block) {
+        size_t n_words = gemm->n_words - k0 < k_block ? gemm->n_words - k0 : k_block;
+        const uint32_t *weights = scratch->unpacked;
+        if (gemm->format == CPU_WORDS) {
+            weights = (const uint32_t *)(const void *)from + k0 * CPU_PANEL;
+        } else {
+            const uint8_t *block = from + k0 / k_block * cpu_block_bytes(gemm->format);
+            unpack(gemm->format, gemm->bf16, block, scratch->unpacked, scratch->scales);
+        }
+        gemm_words(gemm, weights, scales, k0, n_words, t0, t1, scratch->gemm);
     }
     size_t first = panel * CPU_PANEL;
     size_t n = gemm->n_out - first < CPU_PANEL ? gemm->n_out - first : CPU_PANEL;

@@ -16,6 +16,7 @@
 #define MAX_TOKENS (N_SEQUENCES * MAX_LENGTH)
 
 typedef struct spec {
+    kernels_weight_format format;
     uint32_t vocab, hidden, n_heads, n_kv_heads, head_dim, ffn, window;
     uint32_t lengths[N_SEQUENCES];
     int32_t tokens[N_SEQUENCES][MAX_LENGTH];
@@ -104,11 +105,11 @@ static void layer_open(layer *l, const spec *sp, const char *isa, bool bf16, uin
     *l = (layer){.s = side_open_cpu(isa, bf16, n_threads), .sp = sp};
     side s = l->s;
     uint32_t qkv = qkv_width(sp), heads = sp->n_heads * sp->head_dim;
-    l->embedding = side_weight(s, sp->vocab, sp->hidden, sp->embedding);
-    l->qkv = side_weight(s, qkv, sp->hidden, sp->qkv);
-    l->out = side_weight(s, sp->hidden, heads, sp->out);
-    l->gate_up = side_weight(s, 2 * sp->ffn, sp->hidden, sp->gate_up);
-    l->down = side_weight(s, sp->hidden, sp->ffn, sp->down);
+    l->embedding = side_weight_in(s, sp->vocab, sp->hidden, sp->format, sp->embedding);
+    l->qkv = side_weight_in(s, qkv, sp->hidden, sp->format, sp->qkv);
+    l->out = side_weight_in(s, sp->hidden, heads, sp->format, sp->out);
+    l->gate_up = side_weight_in(s, 2 * sp->ffn, sp->hidden, sp->format, sp->gate_up);
+    l->down = side_weight_in(s, sp->hidden, sp->ffn, sp->format, sp->down);
     l->bias = side_floats(s, sp->bias, qkv);
     l->gains = side_floats(s, sp->gains, sp->hidden > sp->head_dim ? sp->hidden : sp->head_dim);
     l->table = side_floats(s, sp->table, (size_t)MAX_LENGTH * sp->head_dim);
@@ -247,6 +248,7 @@ static void layers_are_invariant(bool bf16) {
             test_rng rng = {seed + i};
             spec sp;
             spec_make(&sp, &rng);
+            sp.format = (kernels_weight_format)(i % 4);
             float *alone[N_SEQUENCES], *mixed[N_SEQUENCES];
             logits_alloc(&sp, alone);
             logits_alloc(&sp, mixed);
@@ -261,10 +263,11 @@ static void layers_are_invariant(bool bf16) {
                 l.s.b->close(l.s.d);
                 for (size_t s = 0; s < N_SEQUENCES; s++) {
                     size_t different = n_different(&sp, alone, mixed, s, sp.lengths[s]);
-                    CHECK_MSG(different == 0,
-                              "%s bf16=%d, seed %llu, %u threads, mapping %d: %zu of %u tokens of sequence %zu", *isa,
-                              bf16, (unsigned long long)(seed + i), thread_counts[k], (int)mapping, different,
-                              sp.lengths[s], s);
+                    CHECK_MSG(
+                        different == 0,
+                        "%s bf16=%d format %d, seed %llu, %u threads, mapping %d: %zu of %u tokens of sequence %zu",
+                        *isa, bf16, (int)sp.format, (unsigned long long)(seed + i), thread_counts[k], (int)mapping,
+                        different, sp.lengths[s], s);
                 }
             }
             CHECK_MSG(isfinite(alone[0][0]), "%s bf16=%d: the layer computes %g", *isa, bf16, (double)alone[0][0]);
@@ -315,6 +318,7 @@ static void nan_stays_on(const char *isa, bool bf16, uint64_t seed) {
     test_rng rng = {seed};
     spec sp;
     spec_make_poisonable(&sp, &rng);
+    sp.format = (kernels_weight_format)(seed / 2 % 4);
     float *clean[N_SEQUENCES], *mixed[N_SEQUENCES];
     uint32_t poisoned[N_SEQUENCES];
     logits_alloc(&sp, clean);
@@ -357,7 +361,7 @@ static void nan_stays_where_it_is(void) {
 }
 
 /* Rows of a matrix at any place, alignment and number give the same; inputs from denormal to huge and infinite. */
-static void linear_is_invariant_on_extreme_inputs(void) {
+static void linear_is_invariant_in(kernels_weight_format format) {
     enum { N_IN = 1061, N_OUT = 197, N = 130 };
     static const size_t counts[] = {1, 2, 3, 4, 5, 6, 7, 11, 12, 97, 130};
     for (const char *const *isa = pair_isas(); *isa != NULL; isa++) {
@@ -369,7 +373,7 @@ static void linear_is_invariant_on_extreme_inputs(void) {
                 x[i] = (float)ldexp(test_rng_unit(&rng) * 2 - 1, (int)test_rng_below(&rng, 270) - 149);
                 x[i] = test_rng_below(&rng, 20000) == 0 ? INFINITY : x[i];
             }
-            kernels_weight *weight = side_weight(s, N_OUT, N_IN, w);
+            kernels_weight *weight = side_weight_in(s, N_OUT, N_IN, format, w);
             float *in = side_floats(s, x, (size_t)N * N_IN), *out = side_floats(s, NULL, (size_t)N * N_OUT + 16);
             float *alone = test_alloc((size_t)N * N_OUT * sizeof *alone);
             for (size_t t = 0; t < N; t++) {
@@ -380,7 +384,7 @@ static void linear_is_invariant_on_extreme_inputs(void) {
                 float *to = out + test_rng_below(&rng, 16); /* any alignment of four bytes */
                 CHECK_OK(s.b->linear(s.d, weight, NULL, in + first * N_IN, (uint32_t)counts[i], to, false, ERR));
                 CHECK_MSG(memcmp(to, alone + first * N_OUT, counts[i] * (size_t)N_OUT * sizeof *to) == 0,
-                          "%s bf16=%d: %zu tokens from %zu", *isa, bf16, counts[i], first);
+                          "%s bf16=%d format %d: %zu tokens from %zu", *isa, bf16, (int)format, counts[i], first);
             }
             free(w);
             free(x);
@@ -390,12 +394,21 @@ static void linear_is_invariant_on_extreme_inputs(void) {
     }
 }
 
+static void linear_is_invariant_on_extreme_inputs(void) { linear_is_invariant_in(KERNELS_WEIGHT_DTYPE); }
+
+static void quantized_linear_is_invariant_on_extreme_inputs(void) {
+    linear_is_invariant_in(KERNELS_WEIGHT_BF16);
+    linear_is_invariant_in(KERNELS_WEIGHT_INT8);
+    linear_is_invariant_in(KERNELS_WEIGHT_INT4);
+}
+
 int main(int argc, char **argv) {
     static const test_case tests[] = {
         {"tokens_do_not_depend_on_their_company_in_f32", tokens_do_not_depend_on_their_company_in_f32},
         {"tokens_do_not_depend_on_their_company_in_bf16", tokens_do_not_depend_on_their_company_in_bf16},
         {"nan_stays_where_it_is", nan_stays_where_it_is},
         {"linear_is_invariant_on_extreme_inputs", linear_is_invariant_on_extreme_inputs},
+        {"quantized_linear_is_invariant_on_extreme_inputs", quantized_linear_is_invariant_on_extreme_inputs},
     };
     return test_main("cpu_invariance_test", tests, COUNT(tests), argc, argv);
 }

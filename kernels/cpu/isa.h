@@ -9,12 +9,11 @@
 #ifndef PERCH_KERNELS_CPU_ISA_H
 #define PERCH_KERNELS_CPU_ISA_H
 
+#include "kernels/cpu/format.h"
 #include "kernels/kernels.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "a word's low half is its first bf16 in memory");
 
-/* Outputs in a panel of a packed weight: words [k][CPU_PANEL]. */
-#define CPU_PANEL 64u
 /* Tokens of one gemm part, at most. */
 #define CPU_GEMM_TOKENS 96u
 /* Positions in a block of attention's running softmax. */
@@ -26,15 +25,19 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "a word's low half is 
 /* What each thread owns for its parts; nothing is kept in it from one part to the next. */
 typedef struct cpu_scratch {
     _Alignas(64) float gemm[CPU_GEMM_TOKENS * CPU_PANEL];          /* sums of a part's tokens × one panel */
+    _Alignas(64) uint32_t unpacked[CPU_GROUP * CPU_PANEL];         /* a block: [word of K][output] */
+    _Alignas(64) float scales[CPU_PANEL];                          /* and its scales */
     _Alignas(64) uint32_t queries[CPU_QUERIES * CPU_MAX_HEAD_DIM]; /* [query][words of D] */
     _Alignas(64) float scores[CPU_QUERIES * CPU_KV_BLOCK];         /* [query][position in the block] */
     _Alignas(64) float outputs[CPU_QUERIES * CPU_MAX_HEAD_DIM];    /* [query][D], not yet divided by the sum */
 } cpu_scratch;
 
 typedef struct cpu_gemm {
-    const uint32_t *panels; /* [n_panels][n_words][CPU_PANEL] */
-    size_t n_words;         /* along K */
-    const uint32_t *x;      /* [n_tokens], rows x_stride words apart */
+    const uint8_t *panels; /* [n_panels], in this format */
+    size_t panel_bytes;
+    cpu_format format;
+    size_t n_words;    /* along K */
+    const uint32_t *x; /* [n_tokens], rows x_stride words apart */
     size_t x_stride;
     float *y; /* [n_tokens][n_out] */
     size_t n_out;

@@ -2,6 +2,7 @@
  * Every row and matrix operation against the reference in double, on random shapes. u = 2^-24 is f32's rounding error. Where a
  * bound is statistical it says so; the others hold for any input.
  */
+#include "kernels/cpu/convert.h"
 #include "kernels/cpu/pair_testing.h"
 
 #include <math.h>
@@ -185,6 +186,127 @@ static void linear_f32_takes_denormal_and_huge_inputs(void) {
     }
 }
 
+static const kernels_weight_format formats[] = {KERNELS_WEIGHT_BF16, KERNELS_WEIGHT_INT8, KERNELS_WEIGHT_INT4};
+
+/* All rows of a weight as numbers, by embedding them. */
+static float *read_weight(side s, const kernels_weight *weight, size_t n_out, size_t n_in) {
+    int32_t *ids = test_alloc(n_out * sizeof *ids);
+    float *values = test_alloc(n_out * n_in * sizeof *values), *y = side_floats(s, NULL, n_out * n_in);
+    for (size_t o = 0; o < n_out; o++) {
+        ids[o] = (int32_t)o;
+    }
+    const kernels_batch batch = {.n_tokens = (uint32_t)n_out, .tokens = ids};
+    CHECK_OK(s.b->embed(s.d, weight, &batch, (uint32_t)n_out, y, ERR));
+    CHECK_OK(s.b->download(s.d, values, y, n_out * n_in * sizeof *y, ERR));
+    s.b->free(s.d, y);
+    free(ids);
+    return values;
+}
+
+/* Products by a quantized weight are those by the numbers that embedding it gives, in double. */
+static void quantized_linear_on(const pair *p, test_rng *rng) {
+    for (uint64_t i = 0; i < test_scaled(30); i++) {
+        kernels_weight_format format = formats[i % COUNT(formats)];
+        size_t n_in = random_from(rng, odd_widths, COUNT(odd_widths));
+        size_t n_out = random_from(rng, odd_widths, 14);
+        size_t n_tokens = random_from(rng, token_counts, COUNT(token_counts));
+        linear_case c = linear_case_make(rng, n_tokens, n_out, n_in, 12);
+        side s = p->cpu;
+        kernels_weight *weight = side_weight_in(s, (uint32_t)n_out, (uint32_t)n_in, format, c.w);
+        float *stored = read_weight(s, weight, n_out, n_in), *bias = side_floats(s, c.bias, n_out);
+        float *x = side_floats(s, c.x, n_tokens * n_in), *y = side_floats(s, c.y, n_tokens * n_out);
+        bool accumulate = test_rng_below(rng, 2);
+        CHECK_OK(s.b->linear(s.d, weight, bias, x, (uint32_t)n_tokens, y, accumulate, ERR));
+        side_read_floats(s, y, n_tokens * n_out, c.got);
+        for (size_t v = 0; p->bf16 && v < n_tokens * n_in; v++) {
+            c.x[v] = bf16_to_f32(f32_to_bf16(c.x[v]));
+        }
+        product_scale(stored, c.x, c.bias, c.y, n_tokens, n_out, n_in, c.scale);
+        for (size_t t = 0; t < n_tokens; t++) {
+            for (size_t o = 0; o < n_out; o++) {
+                double sum = (double)c.bias[o] + (accumulate ? (double)c.y[t * n_out + o] : 0);
+                for (size_t k = 0; k < n_in; k++) {
+                    sum += (double)stored[o * n_in + k] * (double)c.x[t * n_in + k];
+                }
+                c.want[t * n_out + o] = sum;
+            }
+        }
+        double error = worst_error(c.got, c.want, c.scale, n_tokens * n_out);
+        CHECK_MSG(error <= product_tolerance(n_in), "%s bf16=%d, format %d: %zu tokens, %zu x %zu, accumulate %d: %g",
+                  p->isa, p->bf16, (int)format, n_tokens, n_out, n_in, accumulate, error);
+        s.b->free(s.d, x);
+        s.b->free(s.d, y);
+        s.b->free(s.d, bias);
+        s.b->weight_destroy(s.d, weight);
+        free(stored);
+        linear_case_free(&c);
+    }
+}
+
+static void quantized_linear_agrees_with_the_stored_numbers(void) { pair_each(2, quantized_linear_on); }
+
+/* The largest value of the group of 32 inputs that input k is in. */
+static double group_largest(const float *row, size_t n_in, size_t k) {
+    double largest = 0;
+    for (size_t i = k / 32 * 32; i < n_in && i < k / 32 * 32 + 32; i++) {
+        largest = fmax(largest, fabs((double)row[i]));
+    }
+    return largest;
+}
+
+/*
+ * INT8: a step is the group's largest value / 127, up to 1/128 more since scales are bf16; half of it is the worst error. INT4:
+ * a step is at most a seventh of the largest; the least squares may move a value by more than half a step, never by one.
+ */
+static void quantized_weights_are_as_close_as_their_steps(void) {
+    enum { N_OUT = 70, N_IN = 173 };
+    static const double steps[] = {0, 0x1p-8, 0.5 / 126, 1.0 / 7};
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        test_rng rng = {test_seed(0x4b17)};
+        side s = side_open_cpu(NULL, bf16, 1);
+        float *w = test_alloc((size_t)N_OUT * N_IN * sizeof *w);
+        random_spread(&rng, w, (size_t)N_OUT * N_IN, 6);
+        for (size_t i = 0; i < COUNT(formats); i++) {
+            kernels_weight_format format = formats[i];
+            kernels_weight *weight = side_weight_in(s, N_OUT, N_IN, format, w);
+            float *stored = read_weight(s, weight, N_OUT, N_IN);
+            double worst = 0;
+            for (size_t v = 0; v < (size_t)N_OUT * N_IN; v++) {
+                double largest = group_largest(w + v / N_IN * N_IN, N_IN, v % N_IN);
+                worst = fmax(worst, fabs((double)stored[v] - (double)w[v]) / (largest + 1e-30));
+            }
+            CHECK_MSG(worst > 0 && worst <= steps[format], "bf16=%d, format %d: %g", bf16, (int)format, worst);
+            free(stored);
+        }
+        free(w);
+        s.b->close(s.d);
+    }
+}
+
+/* Zeros stay zeros, what is too small to scale becomes one, and NaN and infinity show in their group alone. */
+static void quantization_takes_any_number(void) {
+    enum { N_IN = 70 };
+    static const float specials[] = {NAN, INFINITY, -INFINITY, 0x1p126F, 1e-42F};
+    side s = side_open_cpu(NULL, false, 1);
+    for (size_t i = 1; i < COUNT(formats); i++) {
+        for (size_t k = 0; k < COUNT(specials); k++) {
+            float w[N_IN] = {0};
+            w[3] = 1;
+            w[40] = specials[k];
+            kernels_weight *weight = side_weight_in(s, 1, N_IN, formats[i], w);
+            float *stored = read_weight(s, weight, 1, N_IN);
+            double want = k < 3 ? (double)NAN : k == 3 ? 0x1p126 : 0.0;
+            CHECK_MSG(isnan(want) ? isnan(stored[40]) && isnan(stored[32])
+                                  : fabs((double)stored[40] / (want + 1) - want / (want + 1)) < 0.08,
+                      "format %d: %g became %g", (int)formats[i], (double)specials[k], (double)stored[40]);
+            CHECK_MSG(fabsf(stored[3] - 1) < 0.008F && stored[4] == 0 && stored[69] == 0, "format %d: 1 became %g",
+                      (int)formats[i], (double)stored[3]);
+            free(stored);
+        }
+    }
+    s.b->close(s.d);
+}
+
 static void weight_rows_on(const pair *p, test_rng *rng) {
     enum { N_OUT = 150, N_IN = 37 };
     static const kernels_dtype types[] = {KERNELS_F32, KERNELS_F16, KERNELS_BF16};
@@ -194,7 +316,7 @@ static void weight_rows_on(const pair *p, test_rng *rng) {
         kernels_weight *weights[2];
         const side sides[] = {p->cpu, p->reference};
         for (size_t k = 0; k < 2; k++) {
-            CHECK_OK(sides[k].b->weight_create(sides[k].d, N_OUT, N_IN, &weights[k], ERR));
+            CHECK_OK(sides[k].b->weight_create(sides[k].d, N_OUT, N_IN, KERNELS_WEIGHT_DTYPE, &weights[k], ERR));
         }
         uint32_t order[] = {2, 0, 3, 1}, bounds[] = {0, 1, 60, 133, N_OUT}; /* in any order, across panels */
         for (size_t j = 0; j < 4; j++) {
@@ -235,7 +357,7 @@ static void weight_rows_out_of_range_are_refused(void) {
     kernels_weight *weight = NULL;
     float rows[8] = {0};
     perch_error err = {0};
-    CHECK_OK(s.b->weight_create(s.d, 3, 2, &weight, ERR));
+    CHECK_OK(s.b->weight_create(s.d, 3, 2, KERNELS_WEIGHT_DTYPE, &weight, ERR));
     CU_ASSERT(s.b->weight_set_rows(s.d, weight, 1, 3, KERNELS_F32, rows, &err) == PERCH_E_INVALID);
     CU_ASSERT(s.b->weight_set_rows(s.d, weight, 4, 0, KERNELS_F32, rows, &err) == PERCH_E_INVALID);
     CU_ASSERT(s.b->weight_set_rows(s.d, weight, UINT32_MAX, UINT32_MAX, KERNELS_F32, rows, &err) == PERCH_E_INVALID);
@@ -387,6 +509,9 @@ int main(int argc, char **argv) {
         {"linear_takes_wide_inputs_in_pieces", linear_takes_wide_inputs_in_pieces},
         {"linear_f32_takes_denormal_and_huge_inputs", linear_f32_takes_denormal_and_huge_inputs},
         {"weight_rows_are_stored_and_embedded_exactly", weight_rows_are_stored_and_embedded_exactly},
+        {"quantized_linear_agrees_with_the_stored_numbers", quantized_linear_agrees_with_the_stored_numbers},
+        {"quantized_weights_are_as_close_as_their_steps", quantized_weights_are_as_close_as_their_steps},
+        {"quantization_takes_any_number", quantization_takes_any_number},
         {"weight_rows_out_of_range_are_refused", weight_rows_out_of_range_are_refused},
         {"rmsnorm_agrees_with_the_reference", rmsnorm_agrees_with_the_reference},
         {"head_norm_agrees_with_the_reference", head_norm_agrees_with_the_reference},

@@ -55,11 +55,13 @@ static void impossible_sizes_are_refused(void) {
         perch_status status = s.b->alloc(s.d, sizes[i], &buffer, &err);
         CHECK_MSG(status == PERCH_E_NOMEM && buffer == NULL, "%zu bytes: %d", sizes[i], status);
     }
-    CU_ASSERT(s.b->weight_create(s.d, UINT32_MAX, 1u << 22, &weight, &err) == PERCH_E_NOMEM && weight == NULL);
+    CU_ASSERT(s.b->weight_create(s.d, UINT32_MAX, 1u << 22, KERNELS_WEIGHT_DTYPE, &weight, &err) == PERCH_E_NOMEM &&
+              weight == NULL);
     static const uint32_t shapes[][2] = {{0, 1}, {1, 0}, {1, UINT32_MAX}};
     for (size_t i = 0; i < 3; i++) {
         weight = (kernels_weight *)s.d;
-        CU_ASSERT(s.b->weight_create(s.d, shapes[i][0], shapes[i][1], &weight, &err) == PERCH_E_UNSUPPORTED);
+        CU_ASSERT(s.b->weight_create(s.d, shapes[i][0], shapes[i][1], KERNELS_WEIGHT_DTYPE, &weight, &err) ==
+                  PERCH_E_UNSUPPORTED);
         CU_ASSERT(weight == NULL);
     }
     s.b->close(s.d);
@@ -69,7 +71,7 @@ static void a_weight_takes_what_the_plan_says(void) {
     for (int bf16 = 0; bf16 < 2; bf16++) {
         side s = side_open_cpu(NULL, bf16, 1);
         /* 100 outputs fill two panels of 64, 33 inputs 17 pairs */
-        uint64_t bytes = s.b->weight_bytes(s.d, 100, 33), words = 128 * (bf16 ? 17 : 33);
+        uint64_t bytes = s.b->weight_bytes(s.d, 100, 33, KERNELS_WEIGHT_DTYPE), words = 128 * (bf16 ? 17 : 33);
         CHECK_MSG(bytes == words * 4 + sizeof(kernels_weight), "%" PRIu64, bytes);
         s.b->close(s.d);
     }

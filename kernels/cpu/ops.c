@@ -169,6 +169,8 @@ perch_status cpu_linear(kernels_device *device, const kernels_weight *weight, co
                         uint32_t n_tokens, void *y, bool accumulate, perch_error *err) {
     (void)err;
     gemm_job job = {.gemm = {.panels = weight->region.data,
+                             .panel_bytes = weight->panel_bytes,
+                             .format = weight->format,
                              .n_words = weight->n_words,
                              .x = x,
                              .x_stride = weight->n_words,

@@ -102,8 +102,13 @@ float *side_floats(side s, const float *values, size_t n) {
 }
 
 kernels_weight *side_weight(side s, uint32_t n_out, uint32_t n_in, const float *values) {
+    return side_weight_in(s, n_out, n_in, KERNELS_WEIGHT_DTYPE, values);
+}
+
+kernels_weight *side_weight_in(side s, uint32_t n_out, uint32_t n_in, kernels_weight_format format,
+                               const float *values) {
     kernels_weight *weight = NULL;
-    CHECK_OK(s.b->weight_create(s.d, n_out, n_in, &weight, ERR));
+    CHECK_OK(s.b->weight_create(s.d, n_out, n_in, format, &weight, ERR));
     CHECK_OK(s.b->weight_set_rows(s.d, weight, 0, n_out, KERNELS_F32, values, ERR));
     return weight;
 }

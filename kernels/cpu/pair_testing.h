@@ -36,6 +36,8 @@ float *side_floats(side s, const float *values, size_t n);
 void side_read_floats(side s, const float *buffer, size_t n, double *out);
 /* A weight of row-major f32 values. */
 kernels_weight *side_weight(side s, uint32_t n_out, uint32_t n_in, const float *values);
+kernels_weight *side_weight_in(side s, uint32_t n_out, uint32_t n_in, kernels_weight_format format,
+                               const float *values);
 
 /* -1..1; and with magnitudes that spread over 2^-spread..1. */
 void random_floats(test_rng *rng, float *out, size_t n);

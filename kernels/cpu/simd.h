@@ -83,7 +83,27 @@ ALWAYS_INLINE vu vu_sub(vu a, vu b) { return _mm512_sub_epi32(a, b); }
 
 ALWAYS_INLINE vu vu_shl(vu a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
 
+ALWAYS_INLINE vu vu_shr(vu a, int n) { return _mm512_srli_epi32(a, (unsigned)n); }
+
+/* Signed: copies of the highest bit come in. */
+ALWAYS_INLINE vu vu_sar(vu a, int n) { return _mm512_srai_epi32(a, (unsigned)n); }
+
 ALWAYS_INLINE vu vu_and(vu a, vu b) { return _mm512_and_si512(a, b); }
+
+ALWAYS_INLINE vu vu_or(vu a, vu b) { return _mm512_or_si512(a, b); }
+
+ALWAYS_INLINE void vu_store(uint32_t *p, vu x) { _mm512_storeu_si512(p, x); }
+
+/* Signed integers to the nearest floats. */
+ALWAYS_INLINE vf vf_from_int(vu a) { return _mm512_cvtepi32_ps(a); }
+
+/* In each half of each word the signed nibble that begins at bit `at` as bf16: looked up by five bits, the highest of which is another's. */
+ALWAYS_INLINE vu vu_bf16_of_nibbles(vu a, int at) {
+    const __m512i low = _mm512_castsi256_si512(
+        _mm256_setr_epi16(0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, (short)0xc100, (short)0xc0e0,
+                          (short)0xc0c0, (short)0xc0a0, (short)0xc080, (short)0xc040, (short)0xc000, (short)0xbf80));
+    return _mm512_permutexvar_epi16(vu_shr(a, at), _mm512_shuffle_i64x2(low, low, 0x44));
+}
 
 /* Lanes are added by halves: i and i + 8, then i and i + 4, and so on. */
 ALWAYS_INLINE float vf_sum(vf x) {
@@ -170,7 +190,19 @@ ALWAYS_INLINE vu vu_sub(vu a, vu b) { return _mm256_sub_epi32(a, b); }
 
 ALWAYS_INLINE vu vu_shl(vu a, int n) { return _mm256_slli_epi32(a, n); }
 
+ALWAYS_INLINE vu vu_shr(vu a, int n) { return _mm256_srli_epi32(a, n); }
+
+/* Signed: copies of the highest bit come in. */
+ALWAYS_INLINE vu vu_sar(vu a, int n) { return _mm256_srai_epi32(a, n); }
+
 ALWAYS_INLINE vu vu_and(vu a, vu b) { return _mm256_and_si256(a, b); }
+
+ALWAYS_INLINE vu vu_or(vu a, vu b) { return _mm256_or_si256(a, b); }
+
+ALWAYS_INLINE void vu_store(uint32_t *p, vu x) { _mm256_storeu_si256((__m256i *)(void *)p, x); }
+
+/* Signed integers to the nearest floats. */
+ALWAYS_INLINE vf vf_from_int(vu a) { return _mm256_cvtepi32_ps(a); }
 
 /* Lanes are added by halves: i and i + 4, then i and i + 2, and so on. */
 ALWAYS_INLINE float vf_sum(vf x) {
@@ -191,6 +223,7 @@ ALWAYS_INLINE float vf_max_lane(vf x) {
 #define VL 4u
 typedef float vf __attribute__((vector_size(16)));
 typedef uint32_t vu __attribute__((vector_size(16)));
+typedef int32_t vi __attribute__((vector_size(16)));
 
 ALWAYS_INLINE vf vf_set1(float x) { return (vf){x, x, x, x}; }
 
@@ -273,7 +306,19 @@ ALWAYS_INLINE vu vu_sub(vu a, vu b) { return a - b; }
 
 ALWAYS_INLINE vu vu_shl(vu a, int n) { return a << n; }
 
+ALWAYS_INLINE vu vu_shr(vu a, int n) { return a >> n; }
+
+/* Signed: copies of the highest bit come in. */
+ALWAYS_INLINE vu vu_sar(vu a, int n) { return (vu)((vi)a >> n); }
+
 ALWAYS_INLINE vu vu_and(vu a, vu b) { return a & b; }
+
+ALWAYS_INLINE vu vu_or(vu a, vu b) { return a | b; }
+
+ALWAYS_INLINE void vu_store(uint32_t *p, vu x) { memcpy(p, &x, sizeof x); }
+
+/* Signed integers to the nearest floats. */
+ALWAYS_INLINE vf vf_from_int(vu a) { return __builtin_convertvector((vi)a, vf); }
 
 /* Lanes are added by halves: 0 and 2, 1 and 3, then their sums. */
 ALWAYS_INLINE float vf_sum(vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }

@@ -12,26 +12,39 @@
 /* Words of a row that are converted at a time: one cache line. */
 #define PACK_WORDS 16u
 
-static bool shape_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in, size_t *bytes) {
-    size_t n_panels = ((size_t)n_out + CPU_PANEL - 1) / CPU_PANEL;
-    size_t n_words = device->bf16 ? ((size_t)n_in + 1) / 2 : n_in;
-    return mul_size(n_panels * CPU_PANEL, n_words, bytes) && mul_size(*bytes, sizeof(uint32_t), bytes);
+/* Fills in what follows from the shape and the format, and the bytes of all panels. */
+static bool weight_shape(const kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format,
+                         kernels_weight *weight, size_t *bytes) {
+    weight->n_out = n_out;
+    weight->n_in = n_in;
+    weight->n_panels = n_out / CPU_PANEL + (n_out % CPU_PANEL != 0 ? 1 : 0);
+    weight->n_words = device->bf16 ? ((size_t)n_in + 1) / 2 : n_in;
+    weight->format = format == KERNELS_WEIGHT_INT8                    ? CPU_INT8
+                     : format == KERNELS_WEIGHT_INT4                  ? CPU_INT4
+                     : format == KERNELS_WEIGHT_BF16 && !device->bf16 ? CPU_BF16
+                                                                      : CPU_WORDS;
+    bool fits = weight->format == CPU_WORDS
+                    ? mul_size(weight->n_words, CPU_PANEL * sizeof(uint32_t), &weight->panel_bytes)
+                    : mul_size(((size_t)n_in + CPU_GROUP - 1) / CPU_GROUP, cpu_block_bytes(weight->format),
+                               &weight->panel_bytes);
+    return fits && mul_size(weight->n_panels, weight->panel_bytes, bytes);
 }
 
-uint64_t cpu_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in) {
+uint64_t cpu_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format) {
+    kernels_weight weight;
     size_t bytes;
-    return shape_bytes(device, n_out, n_in, &bytes) ? bytes + sizeof(kernels_weight) : UINT64_MAX;
+    return weight_shape(device, n_out, n_in, format, &weight, &bytes) ? bytes + sizeof weight : UINT64_MAX;
 }
 
-perch_status cpu_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
-                               perch_error *err) {
+perch_status cpu_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format,
+                               kernels_weight **out, perch_error *err) {
     *out = NULL;
     if (n_out == 0 || n_in == 0 || n_in > CPU_ROUNDED_BYTES / sizeof(float)) {
         return err_set(err, PERCH_E_UNSUPPORTED, "a weight of %u outputs and %u inputs", n_out, n_in);
     }
     size_t bytes;
     kernels_weight *weight = calloc(1, sizeof *weight);
-    if (weight == NULL || !shape_bytes(device, n_out, n_in, &bytes)) {
+    if (weight == NULL || !weight_shape(device, n_out, n_in, format, weight, &bytes)) {
         free(weight);
         return err_nomem(err, "a weight");
     }
@@ -40,10 +53,6 @@ perch_status cpu_weight_create(kernels_device *device, uint32_t n_out, uint32_t 
         free(weight);
         return status;
     }
-    weight->n_out = n_out;
-    weight->n_in = n_in;
-    weight->n_panels = n_out / CPU_PANEL + (n_out % CPU_PANEL != 0 ? 1 : 0);
-    weight->n_words = device->bf16 ? ((size_t)n_in + 1) / 2 : n_in;
     weight->next = device->weights;
     device->weights = weight;
     *out = weight;
@@ -88,22 +97,27 @@ typedef struct pack {
     const uint8_t *rows;
 } pack;
 
+/* Inputs [first, first + n) of one row. */
+static void load_values(const pack *p, size_t row, size_t first, size_t n, float *values) {
+    size_t source_bytes = p->dtype == KERNELS_F32 ? 4 : 2;
+    const uint8_t *from = p->rows + ((row - p->first) * p->weight->n_in + first) * source_bytes;
+    if (p->dtype == KERNELS_F32) {
+        memcpy(values, from, n * sizeof values[0]);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint16_t half; /* rows need not be aligned: a checkpoint's may lie anywhere in its file */
+        memcpy(&half, from + i * sizeof half, sizeof half);
+        values[i] = p->dtype == KERNELS_F16 ? f16_to_f32(half) : bf16_to_f32(half);
+    }
+}
+
 /* Words [word, word + n_words) of one row, 0 behind its last input. */
 static void convert_words(const pack *p, size_t row, size_t word, size_t n_words, uint32_t *words) {
     size_t in_word = p->bf16 ? 2 : 1, first = word * in_word, n_in = p->weight->n_in;
     size_t n = n_in - first < n_words * in_word ? n_in - first : n_words * in_word;
-    size_t source_bytes = p->dtype == KERNELS_F32 ? 4 : 2;
-    const uint8_t *from = p->rows + ((row - p->first) * n_in + first) * source_bytes;
     float values[PACK_WORDS * 2];
-    if (p->dtype == KERNELS_F32) {
-        memcpy(values, from, n * sizeof values[0]);
-    } else {
-        for (size_t i = 0; i < n; i++) {
-            uint16_t half; /* rows need not be aligned: a checkpoint's may lie anywhere in its file */
-            memcpy(&half, from + i * sizeof half, sizeof half);
-            values[i] = p->dtype == KERNELS_F16 ? f16_to_f32(half) : bf16_to_f32(half);
-        }
-    }
+    load_values(p, row, first, n, values);
     if (p->bf16) {
         p->isa->round_bf16(values, n, words);
     } else {
@@ -111,14 +125,8 @@ static void convert_words(const pack *p, size_t row, size_t word, size_t n_words
     }
 }
 
-static void pack_panel(void *context, size_t task, uint32_t thread) {
-    (void)thread;
-    const pack *p = context;
+static void pack_words(const pack *p, size_t first, size_t last, uint32_t *words) {
     const kernels_weight *weight = p->weight;
-    size_t panel = p->first / CPU_PANEL + task;
-    size_t first = panel * CPU_PANEL > p->first ? panel * CPU_PANEL : p->first;
-    size_t last = (panel + 1) * CPU_PANEL < p->last ? (panel + 1) * CPU_PANEL : p->last;
-    uint32_t *words = (uint32_t *)weight->region.data + panel * weight->n_words * CPU_PANEL;
     uint32_t tile[CPU_PANEL][PACK_WORDS] = {{0}};
     for (size_t word = 0; word < weight->n_words; word += PACK_WORDS) {
         size_t n_words = weight->n_words - word < PACK_WORDS ? weight->n_words - word : PACK_WORDS;
@@ -130,6 +138,46 @@ static void pack_panel(void *context, size_t task, uint32_t thread) {
             for (size_t row = first; row < last; row++) {
                 to[row % CPU_PANEL] = tile[row - first][k];
             }
+        }
+    }
+}
+
+/* One row's group as words of its block, by the format's number of bits. */
+static void pack_group(const pack *p, size_t row, size_t group, uint8_t *block) {
+    cpu_format format = p->weight->format;
+    size_t first = group * CPU_GROUP, left = p->weight->n_in - first, output = row % CPU_PANEL;
+    uint32_t *words = (uint32_t *)(void *)(block + cpu_scale_bytes(format));
+    uint16_t *scales = (uint16_t *)(void *)block;
+    float values[CPU_GROUP] = {0};
+    int8_t codes[CPU_GROUP];
+    load_values(p, row, first, left < CPU_GROUP ? left : CPU_GROUP, values);
+    if (format != CPU_BF16) {
+        cpu_quantize(format, values, codes, &scales[output]);
+    }
+    uint32_t mask = UINT32_MAX >> (32 - cpu_bits(format));
+    for (size_t k = 0; k < CPU_GROUP; k++) {
+        uint32_t code = format == CPU_BF16 ? f32_to_bf16(values[k]) : (uint32_t)(int32_t)codes[k] & mask;
+        uint32_t *word = &words[cpu_block_word(format, output, k)];
+        *word = (*word & ~(mask << cpu_block_bit(format, k))) | code << cpu_block_bit(format, k);
+    }
+}
+
+static void pack_panel(void *context, size_t task, uint32_t thread) {
+    (void)thread;
+    const pack *p = context;
+    const kernels_weight *weight = p->weight;
+    size_t panel = p->first / CPU_PANEL + task;
+    size_t first = panel * CPU_PANEL > p->first ? panel * CPU_PANEL : p->first;
+    size_t last = (panel + 1) * CPU_PANEL < p->last ? (panel + 1) * CPU_PANEL : p->last;
+    uint8_t *to = (uint8_t *)weight->region.data + panel * weight->panel_bytes;
+    if (weight->format == CPU_WORDS) {
+        pack_words(p, first, last, (uint32_t *)(void *)to);
+        return;
+    }
+    size_t block_bytes = cpu_block_bytes(weight->format);
+    for (size_t group = 0; group < weight->panel_bytes / block_bytes; group++) {
+        for (size_t row = first; row < last; row++) {
+            pack_group(p, row, group, to + group * block_bytes);
         }
     }
 }
@@ -148,8 +196,29 @@ perch_status cpu_weight_set_rows(kernels_device *device, kernels_weight *weight,
     return PERCH_OK;
 }
 
+/* What `unpack` and the scales make of a row (unpack_body.h). */
+static void block_row(const kernels_weight *weight, uint32_t row, float *out) {
+    cpu_format format = weight->format;
+    const uint8_t *panel = (const uint8_t *)weight->region.data + row / CPU_PANEL * weight->panel_bytes;
+    for (size_t i = 0; i < weight->n_in; i++) {
+        const uint8_t *block = panel + i / CPU_GROUP * cpu_block_bytes(format);
+        const uint32_t *words = (const uint32_t *)(const void *)(block + cpu_scale_bytes(format));
+        uint32_t word = words[cpu_block_word(format, row % CPU_PANEL, i % CPU_GROUP)];
+        unsigned bits = (unsigned)cpu_bits(format);
+        uint32_t high = word << (32 - bits - cpu_block_bit(format, i % CPU_GROUP));
+        if (format == CPU_BF16) {
+            out[i] = f32_from_bits(high & 0xffff0000u);
+        } else {
+            uint16_t scale = ((const uint16_t *)(const void *)block)[row % CPU_PANEL];
+            out[i] = bf16_to_f32(scale) * (float)((int32_t)high >> (32 - bits));
+        }
+    }
+}
+
 void cpu_weight_row(const kernels_device *device, const kernels_weight *weight, uint32_t row, float *out) {
-    if (device->bf16) {
+    if (weight->format != CPU_WORDS) {
+        block_row(weight, row, out);
+    } else if (device->bf16) {
         const uint16_t *from = weight->region.data;
         for (size_t i = 0; i < weight->n_in; i++) {
             out[i] = bf16_to_f32(from[element_at(weight, true, row, i)]);

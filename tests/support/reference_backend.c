@@ -194,14 +194,20 @@ static perch_status ref_copy(kernels_device *device, void *to, const void *from,
 
 /* --------------------------------------------------------------- weights -- */
 
-static uint64_t ref_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in) {
+static uint64_t ref_weight_bytes(const kernels_device *device, uint32_t n_out, uint32_t n_in,
+                                 kernels_weight_format format) {
     (void)device;
+    (void)format; /* weight_create takes one alone */
     return sizeof(kernels_weight) + (uint64_t)n_out * n_in * sizeof(float);
 }
 
-static perch_status ref_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in, kernels_weight **out,
-                                      perch_error *err) {
-    kernels_weight *weight = ring_alloc(device, ref_weight_bytes(device, n_out, n_in));
+static perch_status ref_weight_create(kernels_device *device, uint32_t n_out, uint32_t n_in,
+                                      kernels_weight_format format, kernels_weight **out, perch_error *err) {
+    *out = NULL;
+    if (format != KERNELS_WEIGHT_DTYPE) {
+        return err_set(err, PERCH_E_UNSUPPORTED, "the reference backend keeps weights in its dtype only");
+    }
+    kernels_weight *weight = ring_alloc(device, ref_weight_bytes(device, n_out, n_in, format));
     *out = weight;
     if (!weight) {
         return err_nomem(err, "a weight");
