@@ -6,7 +6,8 @@
  *     cpu_speed [rounds] [instruction set ...]
  *
  * Limits: the best of three patterns of reading memory, and the multiply-add units' rate on registers alone. Products: one row
- * and 512 rows times the matrices of two Llama-3.2-1B layers, which no cache holds.
+ * and 512 rows times the matrices of two Llama-3.2-1B layers, which no cache holds, in every format; one row's rate is in bytes of the
+ * format.
  */
 #include "kernels/cpu/pair_testing.h"
 
@@ -15,7 +16,7 @@
 #include <string.h>
 
 #define COUNT(a) (sizeof(a) / sizeof(a)[0])
-#define MAX_ITEMS 24u
+#define MAX_ITEMS 48u
 #define MAX_ROUNDS 99u
 #define READ_BYTES ((size_t)256 << 20) /* a task takes one MiB */
 #define N_LAYERS 2u
@@ -159,8 +160,9 @@ static void product_run(const item *it) {
     }
 }
 
-static void products_add(const char *isa, bool bf16) {
-    side s = side_open_cpu(isa, bf16, 1);
+static void products_add(const char *isa, kernels_weight_format format) {
+    static const char *const names[] = {"bf16", "bf16", "int8", "int4"};
+    side s = side_open_cpu(isa, true, 1);
     uint32_t widest = 0, n_in = 0;
     kernels_weight *weights[N_LAYERS * COUNT(shapes)];
     double weight_bytes = 0, flops = 0;
@@ -171,11 +173,11 @@ static void products_add(const char *isa, bool bf16) {
         for (size_t v = 0; v < (size_t)out * in; v++) {
             values[v] = (float)(int32_t)(uint32_t)test_rng_next(&rng) * 0x1p-36F;
         }
-        weights[i] = side_weight(s, out, in, values);
+        weights[i] = side_weight_in(s, out, in, format, values);
         free(values);
         widest = out > widest ? out : widest;
         n_in = in > n_in ? in : n_in;
-        weight_bytes += (double)s.b->weight_bytes(s.d, out, in);
+        weight_bytes += (double)s.b->weight_bytes(s.d, out, in, format);
         flops += 2.0 * out * in;
     }
     float *x = test_alloc((size_t)MAX_ROWS * n_in * sizeof *x);
@@ -184,7 +186,7 @@ static void products_add(const char *isa, bool bf16) {
         char name[48];
         /* Of many rows one layer will do: weights are read once a panel, whatever holds them. */
         uint32_t share = rows == MAX_ROWS ? N_LAYERS : 1;
-        snprintf(name, sizeof name, "%s %s, %u row%s", isa, bf16 ? "bf16" : "f32", rows, rows > 1 ? "s" : "");
+        snprintf(name, sizeof name, "%s %s, %u row%s", isa, names[format], rows, rows > 1 ? "s" : "");
         item *it = item_add(name, rows == 1 ? "GB/s" : "GFLOP/s",
                             (rows == 1 ? weight_bytes : flops * rows) / share * 1e-9, product_run);
         it->s = s;
@@ -227,7 +229,9 @@ static void measure(void) {
     limits_add(side_open_cpu(NULL, true, 1)); /* whose memory has pages as large as weights have */
     for (const char *const *isa = pair_isas(); *isa != NULL; isa++) {
         if (is_wanted(*isa)) {
-            products_add(*isa, true);
+            products_add(*isa, KERNELS_WEIGHT_DTYPE);
+            products_add(*isa, KERNELS_WEIGHT_INT8);
+            products_add(*isa, KERNELS_WEIGHT_INT4);
         }
     }
     for (size_t round = 0; round < n_rounds; round++) {

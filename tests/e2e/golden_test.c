@@ -228,15 +228,15 @@ static void cpu_logits_are_transformers(void) {
                        .mean_tolerance = 1e-4});
 }
 
-/* Quantized weights against the goldens of f32: twice what was measured, at most and in the mean. */
+/* Smaller weights against the goldens of f32: about one and a half times what was measured, at most and in the mean. */
 static void quantized_logits_are_near_transformers(void) {
     static const struct {
         perch_weight_format format;
         const char *name;
         double tolerance, mean_tolerance;
-    } formats[] = {{PERCH_WEIGHT_FORMAT_BF16, "bf16 weights", 1, 1},
-                   {PERCH_WEIGHT_FORMAT_INT8, "int8 weights", 1, 1},
-                   {PERCH_WEIGHT_FORMAT_INT4, "int4 weights", 1, 1}};
+    } formats[] = {{PERCH_WEIGHT_FORMAT_BF16, "bf16 weights", 3e-2, 1.1e-2},
+                   {PERCH_WEIGHT_FORMAT_INT8, "int8 weights", 0.14, 6.6e-2},
+                   {PERCH_WEIGHT_FORMAT_INT4, "int4 weights", 1, 0.6}};
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
         check_all(&(trial){.name = formats[i].name,
                            .device = PERCH_DEVICE_CPU,
