@@ -45,7 +45,7 @@ static size_t vector_floats(const model_config *c) {
     return n_layer * c->n_layers + n_final;
 }
 
-/* Embedding and output head: with 4 bits a token's few numbers would lose most, so they keep 8 (docs/adr/0028). */
+/* Embedding and output head: with 4 bits a token's few numbers would lose most, so they keep 8 (docs/adr/0029). */
 static kernels_weight_format vocab_format(kernels_weight_format format) {
     return format == KERNELS_WEIGHT_INT4 ? KERNELS_WEIGHT_INT8 : format;
 }

@@ -182,45 +182,58 @@ static void gemm_store(const cpu_gemm *gemm, const float *sums, size_t first, si
     }
 }
 
-/* Sums of tokens [t0, t1) over n_words words from k0 on, of which `weights` is the first: [n_words][CPU_PANEL]. */
-ALWAYS_INLINE void gemm_words(const cpu_gemm *gemm, const uint32_t *weights, const float *scales, size_t k0,
-                              size_t n_words, size_t t0, size_t t1, float *sums) {
+/*
+ * Sums of tokens [t0, t1) over n_words words from k0 on, of which `weights` is the first: [n_words][CPU_PANEL]. With scales,
+ * [CPU_PANEL] for each run of scale_words, every run is a sum of its own.
+ */
+ALWAYS_INLINE void gemm_words(const cpu_gemm *gemm, const uint32_t *weights, const float *scales, size_t scale_words,
+                              size_t k0, size_t n_words, size_t t0, size_t t1, float *sums) {
     for (size_t t = t0; t < t1; t += TILE_M) {
         size_t n_m = t1 - t < TILE_M ? t1 - t : TILE_M;
         size_t n_v = TILE_VECTORS(n_m);
         for (size_t o = 0; o < CPU_PANEL; o += n_v * VL) {
-            tile_at at = {.sums = sums + (t - t0) * CPU_PANEL + o,
-                          .sums_stride = CPU_PANEL,
-                          .fresh = k0 == 0,
-                          .scales = scales != NULL ? scales + o : NULL,
-                          .x = gemm->x + t * gemm->x_stride + k0,
-                          .x_stride = gemm->x_stride,
-                          .n_words = n_words};
-            for (size_t v = 0; v < n_v; v++) {
-                at.b[v] = weights + o + v * VL;
+            for (size_t k = 0; k < n_words; k += scale_words) {
+                tile_at at = {.sums = sums + (t - t0) * CPU_PANEL + o,
+                              .sums_stride = CPU_PANEL,
+                              .fresh = k0 + k == 0,
+                              .scales = scales != NULL ? scales + k / scale_words * CPU_PANEL + o : NULL,
+                              .x = gemm->x + t * gemm->x_stride + k0 + k,
+                              .x_stride = gemm->x_stride,
+                              .n_words = n_words - k < scale_words ? n_words - k : scale_words};
+                for (size_t v = 0; v < n_v; v++) {
+                    at.b[v] = weights + k * CPU_PANEL + o + v * VL;
+                }
+                tile(n_m, gemm->bf16, CPU_PANEL, &at);
             }
-            tile(n_m, gemm->bf16, CPU_PANEL, &at);
         }
+    }
+}
+
+/* Many tokens share the unpacking, and their sums stay in the L1 cache from one block to the next. */
+static void gemm_blocks(const cpu_gemm *gemm, const uint8_t *panel, size_t t0, size_t t1, cpu_scratch *scratch) {
+    size_t block_words = gemm->bf16 ? CPU_GROUP / 2 : CPU_GROUP;
+    size_t k_block = t1 - t0 <= FEW_TOKENS ? block_words : CPU_BLOCKS * block_words;
+    const float *scales = cpu_scale_bytes(gemm->format) > 0 ? scratch->scales : NULL;
+    for (size_t k0 = 0; k0 < gemm->n_words; k0 += k_block) {
+        size_t n_words = gemm->n_words - k0 < k_block ? gemm->n_words - k0 : k_block;
+        for (size_t k = 0; k < n_words; k += block_words) {
+            unpack(gemm->format, gemm->bf16, panel + (k0 + k) / block_words * cpu_block_bytes(gemm->format),
+                   scratch->unpacked + k * CPU_PANEL, scratch->scales + k / block_words * CPU_PANEL);
+        }
+        gemm_words(gemm, scratch->unpacked, scales, block_words, k0, n_words, t0, t1, scratch->gemm);
     }
 }
 
 static void isa_gemm(const cpu_gemm *gemm, size_t panel, size_t t0, size_t t1, cpu_scratch *scratch) {
     const uint8_t *from = gemm->panels + panel * gemm->panel_bytes;
     size_t k_block = t1 - t0 <= FEW_TOKENS ? K_BLOCK_FEW : K_BLOCK;
-    const float *scales = cpu_scale_bytes(gemm->format) > 0 ? scratch->scales : NULL;
     if (gemm->format != CPU_WORDS) {
-        k_block = gemm->bf16 ? CPU_GROUP / 2 : CPU_GROUP;
+        gemm_blocks(gemm, from, t0, t1, scratch);
     }
-    for (size_t k0 = 0; k0 < gemm->n_words; k0 += k_block) {
+    for (size_t k0 = 0; gemm->format == CPU_WORDS && k0 < gemm->n_words; k0 += k_block) {
         size_t n_words = gemm->n_words - k0 < k_block ? gemm->n_words - k0 : k_block;
-        const uint32_t *weights = scratch->unpacked;
-        if (gemm->format == CPU_WORDS) {
-            weights = (const uint32_t *)(const void *)from + k0 * CPU_PANEL;
-        } else {
-            const uint8_t *block = from + k0 / k_block * cpu_block_bytes(gemm->format);
-            unpack(gemm->format, gemm->bf16, block, scratch->unpacked, scratch->scales);
-        }
-        gemm_words(gemm, weights, scales, k0, n_words, t0, t1, scratch->gemm);
+        const uint32_t *weights = (const uint32_t *)(const void *)from + k0 * CPU_PANEL;
+        gemm_words(gemm, weights, NULL, n_words, k0, n_words, t0, t1, scratch->gemm);
     }
     size_t first = panel * CPU_PANEL;
     size_t n = gemm->n_out - first < CPU_PANEL ? gemm->n_out - first : CPU_PANEL;

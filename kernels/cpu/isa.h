@@ -16,6 +16,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "a word's low half is 
 
 /* Tokens of one gemm part, at most. */
 #define CPU_GEMM_TOKENS 96u
+/* Blocks of a weight that are unpacked at a time, at most. */
+#define CPU_BLOCKS 8u
 /* Positions in a block of attention's running softmax. */
 #define CPU_KV_BLOCK 64u
 /* Queries (token, head) that go through attention together, at most. */
@@ -24,12 +26,12 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "a word's low half is 
 
 /* What each thread owns for its parts; nothing is kept in it from one part to the next. */
 typedef struct cpu_scratch {
-    _Alignas(64) float gemm[CPU_GEMM_TOKENS * CPU_PANEL];          /* sums of a part's tokens × one panel */
-    _Alignas(64) uint32_t unpacked[CPU_GROUP * CPU_PANEL];         /* a block: [word of K][output] */
-    _Alignas(64) float scales[CPU_PANEL];                          /* and its scales */
-    _Alignas(64) uint32_t queries[CPU_QUERIES * CPU_MAX_HEAD_DIM]; /* [query][words of D] */
-    _Alignas(64) float scores[CPU_QUERIES * CPU_KV_BLOCK];         /* [query][position in the block] */
-    _Alignas(64) float outputs[CPU_QUERIES * CPU_MAX_HEAD_DIM];    /* [query][D], not yet divided by the sum */
+    _Alignas(64) float gemm[CPU_GEMM_TOKENS * CPU_PANEL];               /* sums of a part's tokens × one panel */
+    _Alignas(64) uint32_t unpacked[CPU_BLOCKS * CPU_GROUP * CPU_PANEL]; /* blocks: [word of K][output] */
+    _Alignas(64) float scales[CPU_BLOCKS * CPU_PANEL];                  /* and their scales */
+    _Alignas(64) uint32_t queries[CPU_QUERIES * CPU_MAX_HEAD_DIM];      /* [query][words of D] */
+    _Alignas(64) float scores[CPU_QUERIES * CPU_KV_BLOCK];              /* [query][position in the block] */
+    _Alignas(64) float outputs[CPU_QUERIES * CPU_MAX_HEAD_DIM];         /* [query][D], not yet divided by the sum */
 } cpu_scratch;
 
 typedef struct cpu_gemm {
