@@ -1,7 +1,8 @@
 /*
  * kill -9 at random instants: a child process runs an engine with its sequences in LMDB and is killed in the middle of whatever it
  * does; the next one opens them again. Every turn that was committed when its DONE was fetched has to be there, nothing else than
- * what a run without a break has may be there, and what is generated from then on is what that run generates, to the bit.
+ * what a run without a break has may be there, and what is generated from then on is what that run generates, to the bit. Their KV is
+ * evicted to a file, which is written when the kill comes, and goes on from what the one before it had written.
  */
 #include "engine/store/testing.h"
 #include "tests/e2e/host.h"
@@ -32,7 +33,8 @@ typedef struct shared {
     reference want[N_SEQUENCES];
     uint32_t committed[N_SEQUENCES]; /* tokens that the host was told are committed */
     bool removing[N_SEQUENCES];
-    uint64_t n_turns, n_resumed, n_beyond; /* beyond: more was there than had been told */
+    uint64_t n_turns, n_resumed, n_beyond;   /* beyond: more was there than had been told */
+    uint64_t n_found, n_restored, n_corrupt; /* pages at a start, tokens and pages since */
     char failure[512];
 } shared;
 
@@ -163,10 +165,20 @@ static void run_child(const char *folder) {
     perch_event ev;
     perch_sequence_id ids[N_SEQUENCES];
     uint32_t turns[N_SEQUENCES];
+    perch_stats stats = {.struct_size = sizeof stats};
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     o.store_backend = PERCH_STORE_LMDB;
     snprintf(o.store_path, sizeof o.store_path, "%s/store", folder);
+    o.session_len = MAX_TOKENS;
+    o.cache_max_entry_count = 1;
+    o.page_bytes = 4096;
+    o.host_bytes = 4 * o.page_bytes;
+    o.disk_bytes = 100 * o.page_bytes;
+    o.restore = PERCH_RESTORE_LOAD;
+    snprintf(o.disk_path, sizeof o.disk_path, "%s/pages", folder);
     must(perch_engine_create(&o, &e, NULL), "perch_engine_create", 0);
+    must(perch_engine_stats(e, &stats, NULL), "perch_engine_stats", 0);
+    all->n_found += stats.disk_found_pages;
     for (uint32_t q = 0; q < N_SEQUENCES; q++) {
         ids[q] = open_again(e, q);
         turns[q] = check_resumed(e, ids[q], q);
@@ -188,6 +200,11 @@ static void run_child(const char *folder) {
             must(ev.status, "DONE", q);
             all->committed[q] = all->want[q].length[++turns[q]];
             all->n_turns++;
+            all->n_restored -= stats.restored_tokens;
+            all->n_corrupt -= stats.corrupt_pages;
+            must(perch_engine_stats(e, &stats, NULL), "perch_engine_stats", q);
+            all->n_restored += stats.restored_tokens;
+            all->n_corrupt += stats.corrupt_pages;
             if (check_tokens_of(e, ids[q], q) != all->committed[q]) {
                 fail("a turn of another length", q, turns[q], 0);
             }
@@ -233,6 +250,9 @@ static void no_committed_turn_is_lost_by_kill_9(void) {
         "  %llu kills, %llu turns committed, %llu times a sequence was resumed, %llu of them with more than was told\n",
         (unsigned long long)n_kills, (unsigned long long)all->n_turns, (unsigned long long)all->n_resumed,
         (unsigned long long)all->n_beyond);
+    printf("  %llu pages were found, %llu tokens loaded, %llu pages corrupt\n", (unsigned long long)all->n_found,
+           (unsigned long long)all->n_restored, (unsigned long long)all->n_corrupt);
+    CU_ASSERT(n_kills < 50 || (all->n_found > n_kills && all->n_restored > n_kills));
     CU_ASSERT(all->n_turns >= n_kills / 4 && all->n_resumed >= n_kills / 2);
     testing_remove_folder(folder);
     munmap(all, sizeof *all);
