@@ -186,8 +186,7 @@ perch_status cache_create(const cache_config *config, cache **out, perch_error *
         c->name_mask = s.n_name_buckets - 1;
         c->page_tokens = cache_page_tokens(config);
     }
-    list_init(&c->lru);
-    list_init(&c->closed);
+    policy_init(c);
     if (!c->pages || !c->slots || !c->places || !c->commands || (s.nodes && (!c->nodes || !c->buckets)) ||
         (config->n_frames &&
          (!c->tiers[CACHE_HOST].items || !c->copies || !c->queues[0].items || !c->queues[1].items)) ||
@@ -211,8 +210,11 @@ void cache_destroy(cache *c) {
     if (!c) {
         return;
     }
-    while (!list_empty(&c->closed)) {
-        cache_entry_destroy(c, (cache_entry *)c->closed.next);
+    for (cache_entry *e = policy_first(c), *next; e; e = next) {
+        next = policy_next(c, e);
+        if (e->closed) {
+            cache_entry_destroy(c, e);
+        }
     }
     free(c->pages);
     free(c->slots);
@@ -261,7 +263,7 @@ static bool plan_growth(const cache *c, const cache_entry *e, uint32_t n_tokens,
     uint32_t n_written = n_tokens > e->n_valid ? cache_pages_for(c, n_tokens) : 0;
     uint32_t exact = n_written > e->n_pages ? n_written : e->n_pages;
     uint32_t rounded = exact > e->n_pages || c->config.chunk_pages == 0 ? round_to_chunk(c, exact) : exact;
-    uint32_t must_copy = 0, may_copy = 0, own_pin = e->pinned ? 1 : 0;
+    uint32_t must_copy = 0, may_copy = 0, own_pin = e->pinned || e->kept ? 1 : 0;
     out->first = (uint32_t)(e->n_valid / KV_GROUP_TOKENS * c->config.group_bytes / c->config.page_bytes);
     out->end = n_written < e->n_pages ? n_written : e->n_pages;
     for (uint32_t i = out->first; i < out->end; i++) {
@@ -340,15 +342,15 @@ perch_status cache_pin(cache *c, cache_entry *e) {
         }
         slot_assign(c, e);
     }
+    if (e->n_pages > 0) {
+        policy_busy(c, e);
+        c->n_resident--;
+    }
     slot_pin(c, e->slot);
     e->pinned = true;
     e->n_ready = e->n_valid;
     for (uint32_t i = 0; i < e->n_pages; i++) {
         pool_pin(c, e->pages[i]);
-    }
-    if (e->n_pages > 0) {
-        list_remove(&e->link);
-        c->n_resident--;
     }
     return PERCH_OK;
 }
@@ -388,13 +390,14 @@ void cache_unpin(cache *c, cache_entry *e) {
     }
     e->pinned = false;
     e->used_us = c->now_us;
+    policy_paused(c, e);
     prefix_forget_promises(c, e);
     load_cancel(c, e);
     for (uint32_t i = 0; i < e->n_pages; i++) {
         pool_unpin(c, e->pages[i]);
     }
     slot_unpin(c, e->slot);
-    list_push_back(&c->lru, &e->link);
+    policy_idle(c, e);
     c->n_resident++;
     entry_settle(c, e);
 }

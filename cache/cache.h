@@ -7,15 +7,15 @@
  * pages need not end where groups end.
  *
  * An entry in use by the batch is *pinned* and has a *slot*, a virtual range under which its pages are mapped in order.
- * An idle entry keeps its pages and, while no one else needs it, its slot; idle entries form one LRU list. When pages
- * run out, the least recently used idle entry loses pages from its tail until there is enough: what is left is a valid
- * prefix. When slots run out the least recently used idle holder of a slot loses its slot, not its pages.
+ * An idle entry keeps its pages and, while no one else needs it, its slot; idle entries stand in one order (policy.c). When
+ * pages run out, the first of them loses pages from its tail until there is enough: what is left is a valid prefix. When slots run out the least recently used idle holder of a slot loses its slot, not its pages.
  *
  * Pages are shared between entries by fork, and copied before the first write (any page that holds a byte of a group
  * which is about to be written and has more than one owner).
  *
  * An entry that was computed can be found by others whose tokens begin alike (prefix.c): they share its pages in the same
- * way. A closed entry goes on without an owner, for just that, and is evicted before those that somebody may come back to.
+ * way. A closed entry goes on without an owner, for just that; with policy = lru it is evicted before those that somebody may
+ * come back to.
  *
  * A page whose last owner let go of it stays mapped where it was until somebody needs it. One page is never mapped at
  * two places except under the slots of several owners.
@@ -44,6 +44,8 @@ typedef enum cache_restore {
     CACHE_RESTORE_COMPUTE = 2,
     CACHE_RESTORE_BOTH = 3
 } cache_restore;
+/* In which order idle entries lose their pages: see policy.c. */
+typedef enum cache_policy { CACHE_LRU = 0, CACHE_COST = 1 } cache_policy;
 
 typedef struct cache_config {
     uint64_t page_bytes;
@@ -56,6 +58,7 @@ typedef struct cache_config {
     uint32_t n_frames;      /* of the host tier, each with room for a page; 0 = there is none */
     uint32_t n_disk_frames; /* likewise of the disk tier, which needs a frame of the host tier at least */
     cache_restore restore;
+    cache_policy policy;
     uint64_t hash_seed; /* of the index: unknown to tenants, so that none can make up prompts that fall together */
 } cache_config;
 
@@ -296,8 +299,39 @@ bool cache_promise_open(const cache *c, const cache_found *found);
 void cache_adopt(cache *c, cache_entry *e, const cache_found *found, uint32_t n_tokens);
 
 /*
- * The entry that is next, a closed one or else the least recently used idle one, loses pages from its tail until it has keep_pages (or none, if those would hold no
- * whole group). False: there is no idle entry, or it has no more than that. For tests and hosts' own policies.
+ * A turn of this pinned entry's sequence begins: what it was pinned with has been wanted again. For the policy, which takes what was
+ * wanted often as likelier to be wanted once more. Not for those that were merely preempted.
+ */
+void cache_returned(cache *c, cache_entry *e);
+
+/*
+ * What the host knows of a sequence. keep: what is on the device stays there while it is idle, until cache_yield_kept; at most half of
+ * the pages may be kept. priority: of two entries the lower goes first. expect_us: so long after it became idle, or after this
+ * was said in the pause that it is in, it is wanted again: until then it is likelier to come back than others, and then less. ttl_us:
+ * idle for longer, it goes before all others. Both by cache_set_time's clock. 0: nothing is known.
+ */
+#define CACHE_MIN_PRIORITY (-8)
+#define CACHE_MAX_PRIORITY 7
+
+typedef struct cache_hints {
+    int32_t priority;
+    bool keep;
+    uint64_t expect_us, ttl_us;
+} cache_hints;
+
+/*
+ * From now on these; all 0 is as if nobody had said anything. n_tokens: that its sequence has: so much has to fit what may be
+ * kept, also if it is not on the device now. Closing forgets them. E_NO_ROOM, with the figures; E_NOMEM; nothing changed then.
+ */
+perch_status cache_entry_hint(cache *c, cache_entry *e, const cache_hints *hints, uint32_t n_tokens, perch_error *err);
+void cache_entry_hints(const cache_entry *e, cache_hints *out);
+
+/* The least recently used of the entries that are kept can be evicted until it is used again. False: there is none. */
+bool cache_yield_kept(cache *c);
+
+/*
+ * The entry that is next loses pages from its tail until it has keep_pages (or none, if those would hold no whole group). False:
+ * there is no idle entry, or it has no more than that. For tests and hosts' own policies.
  */
 bool cache_evict_one(cache *c, uint32_t keep_pages);
 

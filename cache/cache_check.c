@@ -4,6 +4,7 @@
  */
 #include "cache/state.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 
 typedef struct recount {
@@ -16,6 +17,7 @@ typedef struct recount {
     cache_node *nodes;             /* [n_nodes + 1] their n_holders, n_promises */
     uint32_t *busy[CACHE_N_TIERS]; /* [n_frames], [n_disk_frames] and one */
     uint32_t n_filling;            /* frames of the disk tier that are read or written */
+    uint64_t n_resident, n_closed, n_due, n_kept_pages;
 } recount;
 
 /* The nodes that an entry holds and promises are as many as it says, up to the first group. */
@@ -51,7 +53,7 @@ static const char *count_entry(const cache *c, const cache_entry *e, recount *n)
             return "an entry has a page that does not exist";
         }
         n->owners[e->pages[i]]++;
-        n->pinned[e->pages[i]] += e->pinned;
+        n->pinned[e->pages[i]] += e->pinned || e->kept;
         if (e->slot != CACHE_NO_SLOT && slot_mapped(c, e->slot, i) != e->pages[i]) {
             return "a page of an entry is not mapped under the entry's slot";
         }
@@ -72,38 +74,59 @@ static const char *check_nodes(const cache *c, const recount *n) {
     return n_used == c->n_nodes_used ? NULL : "a node is in use that nobody holds or promises";
 }
 
-/* The entries with pages: idle ones are in the LRU list, pinned ones hold a slot. */
-static const char *check_entries(const cache *c, recount *n) {
-    uint64_t n_resident = 0, n_closed = 0;
-    uint32_t n_pinned_slots = 0;
-    for (const list_link *at = c->lru.next; at != &c->lru; at = at->next) {
-        const cache_entry *e = (const cache_entry *)at;
-        if (at->next->prev != at || n_resident++ > c->n_resident) {
-            return "the LRU list is broken";
-        }
-        if (e->pinned || e->closed || e->n_pages == 0) {
-            return "the LRU list has an entry that is pinned, closed, or holds no page";
-        }
-        if (e->slot != CACHE_NO_SLOT && (e->slot >= c->config.n_slots || c->slots[e->slot].holder != e)) {
-            return "an idle entry believes in a slot that is not its own";
-        }
-        const char *broken = count_entry(c, e, n);
-        if (broken) {
-            return broken;
+/* One that is in the order, or kept. */
+static const char *check_idle(const cache *c, const cache_entry *e, recount *n) {
+    if (e->pinned || e->n_pages == 0) {
+        return "the order of eviction has an entry that is pinned, or holds no page";
+    }
+    if (e->slot != CACHE_NO_SLOT && (e->slot >= c->config.n_slots || c->slots[e->slot].holder != e)) {
+        return "an idle entry believes in a slot that is not its own";
+    }
+    if (e->closed && (e->slot != CACHE_NO_SLOT || e->n_held == 0 || e->hinted)) {
+        return "a closed entry has a slot, or hints, or nothing that could be found";
+    }
+    *(e->closed ? &n->n_closed : &n->n_resident) += 1;
+    n->n_due += e->hinted && e->hinted->due.tick != 0;
+    n->n_kept_pages += e->kept ? e->n_pages : 0;
+    return count_entry(c, e, n);
+}
+
+/* Lists and trees of the policy, with all that is in them. */
+static const char *check_order(const cache *c, recount *n) {
+    const char *broken = NULL;
+    uint64_t n_by_value, n_due;
+    for (uint32_t level = 0; level < CACHE_N_LEVELS && !broken; level++) {
+        const list_link *list = &c->levels[level];
+        broken = list_empty(list) == ((c->levels_used >> level & 1) == 0) ? NULL : "a level is not what its bit says";
+        for (const list_link *at = list->next; at != list && !broken; at = at->next) {
+            const cache_entry *e = (const cache_entry *)at;
+            broken =
+                at->next->prev != at || e->level != level || e->kept ? "a level's list is broken" : check_idle(c, e, n);
         }
     }
-    for (const list_link *at = c->closed.next; at != &c->closed; at = at->next) {
+    broken = broken ? broken : tree_check(&c->by_value, &n_by_value);
+    for (const tree_node *at = tree_first(&c->by_value); at && !broken; at = tree_next(at)) {
+        const cache_entry *e = (const cache_entry *)(const void *)((const char *)at - offsetof(cache_entry, standing));
+        broken = e->kept || c->levels_used ? "an entry is in two orders" : check_idle(c, e, n);
+    }
+    for (const list_link *at = c->kept.next; at != &c->kept && !broken; at = at->next) {
         const cache_entry *e = (const cache_entry *)at;
-        if (at->next->prev != at || n_closed++ > c->n_closed || !e->closed || e->pinned || e->n_pages == 0) {
-            return "the list of closed entries is broken";
-        }
-        if (e->slot != CACHE_NO_SLOT || e->n_held == 0) {
-            return "a closed entry has a slot, or nothing that could be found";
-        }
-        const char *broken = count_entry(c, e, n);
-        if (broken) {
-            return broken;
-        }
+        broken =
+            at->next->prev != at || !e->kept || !e->hinted ? "the list of kept entries is broken" : check_idle(c, e, n);
+    }
+    broken = broken ? broken : tree_check(&c->due, &n_due);
+    return broken                              ? broken
+           : n_due != n->n_due                 ? "the order by time has other entries than that of eviction"
+           : n->n_kept_pages > c->n_kept_pages ? "more pages are kept than was counted"
+                                               : NULL;
+}
+
+/* The entries with pages: idle ones are in the policy's order, pinned ones hold a slot. */
+static const char *check_entries(const cache *c, recount *n) {
+    uint32_t n_pinned_slots = 0;
+    const char *order = check_order(c, n);
+    if (order) {
+        return order;
     }
     for (uint32_t slot = 0; slot < c->config.n_slots; slot++) {
         const cache_entry *e = c->slots[slot].holder;
@@ -118,13 +141,13 @@ static const char *check_entries(const cache *c, recount *n) {
             }
         }
     }
-    return n_resident != c->n_resident           ? "the number of resident entries is wrong"
-           : n_closed != c->n_closed             ? "the number of closed entries is wrong"
+    return n->n_resident != c->n_resident        ? "the number of resident entries is wrong"
+           : n->n_closed != c->n_closed          ? "the number of closed entries is wrong"
            : n_pinned_slots != c->n_pinned_slots ? "the number of pinned slots is wrong"
                                                  : NULL;
 }
 
-/* Free slots and idle holders' slots are in their lists; the idle ones in the order of the LRU list. */
+/* Free slots and idle holders' slots are in their lists. */
 static const char *check_slots(const cache *c) {
     uint32_t n_free = 0, n_idle = 0;
     for (const list_link *at = c->free_slots.next; at != &c->free_slots; at = at->next) {
@@ -132,17 +155,10 @@ static const char *check_slots(const cache *c) {
             return "the list of free slots is broken";
         }
     }
-    const list_link *in_lru = c->lru.next;
     for (const list_link *at = c->idle_slots.next; at != &c->idle_slots; at = at->next) {
         const cache_entry *holder = ((const cache_slot *)at)->holder;
         if (at->next->prev != at || n_idle++ > c->config.n_slots || !holder || holder->pinned) {
             return "the list of idle slots is broken";
-        }
-        while (in_lru != &c->lru && in_lru != &holder->link) {
-            in_lru = in_lru->next;
-        }
-        if (in_lru == &c->lru) {
-            return "the idle slots are not in the order of the LRU list";
         }
     }
     return n_free + n_idle + c->n_pinned_slots == c->config.n_slots ? NULL : "a slot is lost";
@@ -338,6 +354,10 @@ const char *cache_check(const cache *c) {
                  calloc((size_t)c->n_nodes + 1, sizeof *n.nodes),
                  {calloc((size_t)c->config.n_frames + 1, sizeof **n.busy),
                   calloc((size_t)c->config.n_disk_frames + 1, sizeof **n.busy)},
+                 0,
+                 0,
+                 0,
+                 0,
                  0};
     const char *broken = "out of memory for the check";
     if (n.owners && n.pinned && n.mapped && n.live && n.xor &&n.free && n.nodes && n.busy[CACHE_HOST] &&

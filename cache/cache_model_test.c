@@ -503,16 +503,11 @@ static void compare(run *r) {
         n_pinned_slots += t->pinned;
         n_closed += t->closed;
     }
-    const list_link *at = r->c->closed.next;
-    for (uint32_t i = 0; i < m->n_lru; i++, at = at->next) {
-        if (i == m->n_closed) {
-            EXPECT(r, at == &r->c->closed, "more than %u closed entries", i);
-            at = r->c->lru.next;
-        }
-        EXPECT(r, (const cache_entry *)at == m->entries[m->lru[i]].e, "the LRU order differs at %u", i);
+    const cache_entry *at = policy_first(r->c);
+    for (uint32_t i = 0; i < m->n_lru; i++, at = at ? policy_next(r->c, at) : NULL) {
+        EXPECT(r, at == m->entries[m->lru[i]].e, "the LRU order differs at %u", i);
     }
-    at = m->n_lru == m->n_closed ? r->c->lru.next : at;
-    EXPECT(r, at == &r->c->lru, "the LRU list is longer than %u", m->n_lru);
+    EXPECT(r, at == NULL, "the LRU order is longer than %u", m->n_lru);
     cache_stats_get(r->c, &s);
     EXPECT(r, s.n_pages == m->config.n_pages && s.n_free + s.n_pinned + s.n_idle == s.n_pages, "pages are lost");
     EXPECT(r, s.n_free == s.n_pages - pages_in_use(m, false), "%u free", s.n_free);
@@ -719,7 +714,7 @@ static void do_adopt(run *r, uint32_t entry, uint32_t n_tokens) {
         uint32_t n_pages = model_pages_for(&r->m, n);
         if (i != (int)entry && common_groups(t, h, true) >= held && t->e->n_pages == n_pages &&
             memcmp(h->e->pages, t->e->pages, n_pages * sizeof *h->e->pages) == 0 &&
-            (holder < 0 || (h->closed && &h->e->link == r->c->closed.prev))) {
+            (holder < 0 || (h->closed && &h->e->link == r->c->levels[CACHE_LEVEL_CLOSED].prev))) {
             holder = i;
         }
     }
@@ -727,7 +722,7 @@ static void do_adopt(run *r, uint32_t entry, uint32_t n_tokens) {
     if (holder >= 0) {
         model_truncate(&r->m, entry, 0);
         model_fork(&r->m, (uint32_t)holder, entry, n);
-        if (r->m.entries[holder].closed && &r->m.entries[holder].e->link == r->c->closed.prev) {
+        if (r->m.entries[holder].closed && &r->m.entries[holder].e->link == r->c->levels[CACHE_LEVEL_CLOSED].prev) {
             lru_close(&r->m, (uint32_t)holder);
         }
         r->n_adopted++;

@@ -98,6 +98,14 @@ void claims_sweep(cache *c) {
 
 /* --------------------------------------------------------------- claims -- */
 
+double claims_load_us(const cache *c, const cache_entry *e, uint32_t index) {
+    const cache_claim *claim = &c->pages[e->pages[index]].copy;
+    if (e->closed || !claim_holds(c, claim)) { /* nobody's when it is lost */
+        return 0;
+    }
+    return c->costs.page_us[copy_lies_in(c, claim->copy, CACHE_HOST) ? CACHE_HOST : CACHE_DISK];
+}
+
 void tier_lost(cache *c, cache_entry *e, uint32_t index) {
     const cache_claim *copy = &c->pages[e->pages[index]].copy;
     if (!e->copies || !claim_holds(c, copy)) {

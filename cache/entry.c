@@ -30,6 +30,7 @@ void cache_entry_destroy(cache *c, cache_entry *e) {
     }
     cache_truncate(c, e, 0);
     claims_drop(c, e);
+    policy_forget(c, e);
     entry_free(e);
 }
 
@@ -63,11 +64,12 @@ void cache_entry_close(cache *c, cache_entry *e) {
         }
         slot_release(c, e);
     }
-    list_remove(&e->link);
-    list_push_back(&c->closed, &e->link);
+    policy_busy(c, e);
+    policy_forget(c, e);
     give_back_room(c, e);
     e->n_reserved = 0;
     e->closed = true;
+    policy_add(c, e);
     c->n_resident--;
     c->n_closed++;
 }
@@ -111,7 +113,7 @@ bool cache_entry_pinned(const cache_entry *e) { return e->pinned; }
 
 void entry_drop_last(cache *c, cache_entry *e) {
     uint32_t index = --e->n_pages;
-    pool_drop(c, e->pages[index], e->pinned);
+    pool_drop(c, e->pages[index], e->pinned || e->kept);
     if (e->slot != CACHE_NO_SLOT) {
         slot_abandon(c, e->slot, index);
     }
@@ -121,7 +123,7 @@ void entry_settle(cache *c, cache_entry *e) {
     if (e->pinned || e->n_pages > 0) {
         return;
     }
-    list_remove(&e->link);
+    policy_busy(c, e);
     free_arrays_if_unused(c, e);
     c->n_resident--;
     if (e->slot != CACHE_NO_SLOT) {
@@ -166,7 +168,7 @@ void entry_share(cache *c, const cache_entry *parent, cache_entry *child, uint32
     child->n_valid = n_valid;
     child->used_us = c->now_us;
     prefix_inherit(c, parent, child, n_valid);
-    list_push_back(&c->lru, &child->link);
+    policy_idle(c, child);
     c->n_resident++;
 }
 

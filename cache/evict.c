@@ -1,4 +1,4 @@
-/* evict: the least recently used idle entry loses pages from its tail, so that what it keeps is a valid prefix. */
+/* evict: the idle entry that the policy names loses pages from its tail, so that what it keeps is a valid prefix. */
 #include "cache/state.h"
 
 /* Takes v's last page; where that leaves a page of the grower with no other owner, there is one copy less to make. */
@@ -49,8 +49,10 @@ static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *
         c->evicted_pages += n_carrying - v->n_pages;
         report(c, v, n_tokens, n_carrying - v->n_pages);
     }
-    if (v->closed && v->n_pages == 0) { /* with its last page it goes */
-        list_remove(&v->link);
+    if (v->n_pages > 0) {
+        policy_lost(c, v);
+    } else if (v->closed) { /* with its last page it goes */
+        policy_remove(c, v);
         c->n_closed--;
         entry_free(v);
     } else {
@@ -58,19 +60,15 @@ static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *
     }
 }
 
-cache_entry *evict_next(const cache *c) {
-    const list_link *from = list_empty(&c->closed) ? &c->lru : &c->closed;
-    return list_empty(from) ? NULL : (cache_entry *)from->next;
-}
-
 void evict_for(cache *c, const cache_entry *grower, cache_growth *growth) {
     while (c->n_free < growth->n_need) {
-        shorten(c, evict_next(c), 0, grower, growth);
+        cache_entry *v = policy_first(c);
+        shorten(c, v, policy_keep(c, v), grower, growth);
     }
 }
 
 bool cache_evict_one(cache *c, uint32_t keep_pages) {
-    cache_entry *v = evict_next(c);
+    cache_entry *v = policy_first(c);
     if (!v || v->n_pages <= keep_pages) {
         return false;
     }

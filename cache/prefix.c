@@ -115,6 +115,9 @@ static void free_if_unused(cache *c, uint32_t node) {
     } else if (n->parent != CACHE_NO_NODE) {
         c->nodes[n->parent].first_child = n->sibling;
     }
+    if (n->parent != CACHE_NO_NODE) { /* whoever wanted this wanted that as well */
+        c->nodes[n->parent].n_hits += n->n_hits;
+    }
     n->generation++;
     n->next = c->free_node;
     c->free_node = node;
@@ -267,9 +270,6 @@ void cache_adopt(cache *c, cache_entry *e, const cache_found *found, uint32_t n_
     }
     e->n_reserved--;
     entry_share(c, holder, e, n);
-    if (holder->closed) { /* somebody could use it: it goes later */
-        list_remove(&holder->link);
-        list_push_back(&c->closed, &holder->link);
-    }
+    policy_found(c, holder, found->node);
     c->adopted_tokens += n;
 }

@@ -16,6 +16,7 @@
 
 #include "cache/cache.h"
 #include "cache/list.h"
+#include "cache/tree.h"
 
 #define CACHE_NO_PAGE UINT32_MAX
 #define CACHE_NO_NODE UINT32_MAX
@@ -117,7 +118,8 @@ typedef struct cache_node {
     uint32_t n_holders;                      /* entries with that KV */
     uint32_t n_promises;                     /* entries that will have it */
     uint32_t generation;                     /* how often the number was given back */
-    cache_entry *entries;                    /* that hold this node and none below it */
+    uint32_t n_hits;      /* turns that found just so much, and those that found what lay below it and is gone */
+    cache_entry *entries; /* that hold this node and none below it */
     int32_t tokens[KV_GROUP_TOKENS];
 } cache_node;
 
@@ -129,8 +131,25 @@ typedef struct cache_growth {
     uint32_t n_need;     /* free pages that it takes; falls as eviction leaves the entry sole owner of some of those */
 } cache_growth;
 
+/* What the host has said of an entry, where it has said anything. */
+typedef struct cache_hinted {
+    cache_hints hints;
+    cache_entry *entry;
+    uint64_t from_us; /* hints.expect_us counts from then */
+    tree_node due;    /* in c->due: when it is to stand elsewhere */
+    uint32_t n_pages; /* counted in c->n_kept_pages */
+} cache_hinted;
+
+/* Where entries stand in the order of eviction: see policy.c. */
+#define CACHE_LEVEL_CLOSED 1u
+#define CACHE_N_LEVELS (2 + 3 * (CACHE_MAX_PRIORITY - CACHE_MIN_PRIORITY + 1))
+_Static_assert(CACHE_N_LEVELS <= 64, "levels_used has a bit for each");
+
 struct cache_entry {
-    list_link link;  /* in lru or closed while idle and n_pages > 0, or in demoted */
+    union {
+        list_link link;     /* lru: in its level's list, while idle and n_pages > 0. Both: in kept, or in demoted */
+        tree_node standing; /* cost: in by_value likewise */
+    };
     uint32_t *pages; /* [pages_per_slot], or NULL: holds none and is not reserved */
     uint64_t n_evictions;
     uint64_t used_us; /* by the cache's time: when it was last pinned, or given others' pages */
@@ -149,6 +168,12 @@ struct cache_entry {
     cache_claim *copies; /* [n_copies] of pages that it has lost; pages_per_slot while it is reserved or has pages */
     uint32_t n_copies;
     uint32_t n_saved; /* tokens that it had when it lost them */
+
+    /* policy.c */
+    uint8_t level;        /* of where it stands */
+    uint32_t n_returns;   /* turns that it began with */
+    bool kept;            /* idle, in c->kept; its pages are pinned */
+    cache_hinted *hinted; /* NULL: nothing was said */
 
     /* prefix.c. The nodes that it holds are those of its first groups; what it promises follows on them. */
     uint64_t name_space;
@@ -201,14 +226,20 @@ struct cache {
     list_link free_pages; /* those mapped nowhere first, then in the order in which they became free */
     list_link free_slots; /* the last one released first: most of its stale pages are still free */
     list_link idle_slots; /* least recently used first */
-    list_link lru;        /* idle entries with pages, least recently used first */
-    list_link closed;     /* likewise those that were closed: they go before all others */
+
+    list_link levels[CACHE_N_LEVELS]; /* lru: idle entries with pages, of each level the least recently used first */
+    uint64_t levels_used;             /* bit l: levels[l] is not empty */
+    tree by_value;                    /* cost: all of them */
+    tree due;                         /* those who stand elsewhere with time */
+    list_link kept;                   /* idle entries that are in no order, the least recently used first */
+    uint64_t tick, n_kept_pages;
+    double log_return_us; /* mean of the logarithm of the time for which those that came back were idle */
 
     uint32_t n_free;         /* pages */
     uint32_t n_pinned_pages; /* pages with a pinned owner */
     uint32_t n_pinned_slots;
-    uint64_t n_resident; /* entries in lru */
-    uint64_t n_closed;   /* in closed */
+    uint64_t n_resident; /* idle entries with pages that are not closed, */
+    uint64_t n_closed;   /* and closed ones */
     uint64_t adopted_tokens, evictions, evicted_pages, copied_pages, maps, unmaps;
 };
 
@@ -281,6 +312,8 @@ perch_status claims_reserve(cache *c, cache_entry *e, perch_error *err); /* an a
 void claims_settle(cache *c, cache_entry *e); /* it has no page and is not reserved: keeps what there is, no more */
 void claims_drop(cache *c, cache_entry *e);
 void claims_sweep(cache *c); /* looks whether some demoted entries have anything left. O(1) */
+double claims_load_us(const cache *c, const cache_entry *e,
+                      uint32_t index);                    /* of its page's copy; 0: there is none, or not known */
 void tier_lost(cache *c, cache_entry *e, uint32_t index); /* evicted: its copy is what is left of the page */
 void tier_write(cache *c, cache_entry *e, uint32_t first, uint32_t end); /* these pages are written behind n_valid */
 
@@ -320,8 +353,23 @@ uint32_t worth_loading(const cache *c, const cache_loading *l, uint32_t n_pages)
 void load_cancel(cache *c, cache_entry *e);  /* waits for nothing any more */
 void load_arrived(cache *c, cache_entry *e); /* one of its transfers is done */
 
-/* --- evict.c. Who gives up pages next; NULL: there is nobody idle */
-cache_entry *evict_next(const cache *c);
+/* --- policy.c. O(1) with lru, O(log n) with cost, and O(pages) for entries that are kept */
+void policy_init(cache *c);
+void policy_idle(cache *c, cache_entry *e);         /* it has pages, and just became idle */
+void policy_paused(const cache *c, cache_entry *e); /* a turn of its ends */
+void policy_busy(cache *c, cache_entry *e);         /* it is idle no more, or holds no page */
+void policy_add(cache *c, cache_entry *e);          /* it takes its place in the order, … */
+void policy_remove(cache *c, cache_entry *e);       /* … and leaves it */
+void policy_lost(cache *c, cache_entry *e);         /* it has lost pages: another place may be right */
+void policy_found(cache *c, cache_entry *holder,
+                  uint32_t node);             /* somebody begins with the node's tokens, which it has */
+void policy_forget(cache *c, cache_entry *e); /* the hints */
+cache_entry *policy_first(cache *c);          /* who gives up pages next; NULL: there is nobody idle */
+cache_entry *policy_first_owned(cache *c);    /* likewise; with lru without those that are closed */
+cache_entry *policy_next(const cache *c, const cache_entry *e); /* and then; NULL: that was the last one */
+uint32_t policy_keep(const cache *c, const cache_entry *e);     /* how many it keeps at first */
+
+/* --- evict.c */
 /* Frees pages until there are growth->n_need, which plan_growth found to be possible. O(pages evicted) */
 void evict_for(cache *c, const cache_entry *grower, cache_growth *growth);
 

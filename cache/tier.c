@@ -126,21 +126,26 @@ static bool save_entry(cache *c, const cache_entry *e, uint64_t n_pages) {
 
 void cache_save_all(cache *c) { c->saves_all = true; }
 
-/* The entries of a list from its end that goes first, until `wanted` pages are free or safe; at the end of all, from the other. */
-static bool save_list(cache *c, const list_link *list, uint64_t wanted, uint64_t *safe, uint64_t *n_copies) {
-    const list_link *at = c->saves_all ? list->prev : list->next;
-    for (; *n_copies > 0 && at != list && *safe < wanted; at = c->saves_all ? at->prev : at->next) {
-        const cache_entry *e = (const cache_entry *)at;
-        uint64_t n_pages = cache_pages_for(c, e->n_valid), n = wanted - *safe;
+static const cache_entry *kept_at(const cache *c, const list_link *link) {
+    return link == &c->kept ? NULL : (const cache_entry *)link;
+}
+
+/* Those that go first, until `wanted` pages are free or safe; or all, and then those that would go last come first. */
+static void save_entries(cache *c, uint64_t wanted, uint64_t safe, uint64_t n_copies) {
+    const bool all = c->saves_all;
+    const cache_entry *kept = all ? kept_at(c, c->kept.prev) : NULL, *e = kept ? kept : policy_end(c, all);
+    while (n_copies > 0 && e && safe < wanted) {
+        uint64_t n_pages = cache_pages_for(c, e->n_valid), n = wanted - safe;
         n = n < n_pages ? n : n_pages;
-        n = n < *n_copies ? n : *n_copies;
+        n = n < n_copies ? n : n_copies;
         if (!save_entry(c, e, n)) {
-            return false;
+            break;
         }
-        *n_copies -= n;
-        *safe += n + e->n_pages - n_pages;
+        n_copies -= n;
+        safe += n + e->n_pages - n_pages;
+        kept = kept ? kept_at(c, kept->link.prev) : NULL;
+        e = kept ? kept : e->kept ? policy_end(c, all) : policy_next(c, e, all);
     }
-    return true;
 }
 
 bool cache_save(cache *c, bool now) {
@@ -155,7 +160,6 @@ bool cache_save(cache *c, bool now) {
     claims_sweep(c);
     bool spills = disk_spill(c);
     uint64_t safe = c->saves_all ? 0 : c->n_free;
-    const list_link *first = c->saves_all ? &c->lru : &c->closed, *second = c->saves_all ? &c->closed : &c->lru;
-    (void)(save_list(c, first, wanted, &safe, &n_copies) && save_list(c, second, wanted, &safe, &n_copies));
+    save_entries(c, wanted, safe, n_copies);
     return spills || c->queues[CACHE_STORE].end > asked_before;
 }

@@ -400,6 +400,9 @@ perch_status sequence_create(perch_engine *e, uint64_t cache_namespace, size_t t
 /* The same for the host: the store may want to know it. flags: PERCH_SEQUENCE_RETAIN. */
 perch_status sequence_open(perch_engine *e, uint64_t cache_namespace, size_t token_cap, uint32_t flags, sequence **out,
                            perch_error *err);
+/* Hints for it, checked before. */
+perch_status sequence_check_hints(const perch_hints *hints, perch_error *err);
+perch_status sequence_hint(perch_engine *e, sequence *s, const perch_hints *hints, perch_error *err);
 void sequence_free(perch_engine *e, sequence *s);
 /* The open sequence of that id; E_NOT_FOUND, and E_BUSY if it is to be idle and is not. */
 perch_status sequence_get(perch_engine *e, perch_sequence_id id, bool idle, sequence **out, perch_error *err);

@@ -158,6 +158,11 @@ static const option table[] = {
           "How evicted KV comes back that there are copies of: auto is whichever way is quickest, both computes the "
           "front while it loads the rest. The other ways are for measurements."),
      FIELD(restore), .kind = OPTION_WORD, .info.range = ""},
+    {INFO("cache", "policy", "lru | cost", "lru",
+          "Who loses KV first when the pool is full: the conversation that was not used for the longest time, or the "
+          "one "
+          "whose KV is likely to save the least time for its size."),
+     FIELD(policy), .kind = OPTION_WORD, .info.range = ""},
     {INFO("cache", "prefix_index", "on | off", "on",
           "Sequences of one namespace find the KV of tokens that they have in common at their beginning, in whole "
           "groups of 16, also that of closed sequences as long as nobody needs the memory, and share it."),

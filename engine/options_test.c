@@ -133,6 +133,7 @@ static const struct {
     {"cache.restore",
      {{"auto", "auto"}, {"load", "load"}, {"Compute", "compute"}, {"both", "both"}},
      {"recompute", "", "1"}},
+    {"cache.policy", {{"lru", "lru"}, {"COST", "cost"}}, {"lfu", ""}},
     {"cache.prefix_index", {{"on", "on"}, {"off", "off"}}, {"auto", "", "1"}},
     {"sampling.temperature",
      {{"0", "0"}, {"0.7", "0.7"}, {"100", "100"}, {"auto", "auto"}},

@@ -148,6 +148,7 @@ static perch_status plan_cache(const perch_options *o, const kernels_backend *ba
     kv->n_slots = o->max_batch_size;
     kv->session_len = parts->limits.session_len;
     kv->prefix_index = o->prefix_index == PERCH_ON;
+    kv->policy = o->policy == PERCH_POLICY_COST ? CACHE_COST : CACHE_LRU;
     kv->chunk_pages = o->cache_chunk_size < 0 ? 0 : (uint32_t)o->cache_chunk_size;
     if (cache_pages_per_slot(kv) == 0) {
         return err_set(err, PERCH_E_NO_ROOM, "session_len = %u: a slot of %llu bytes is beyond any memory",

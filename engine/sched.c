@@ -146,6 +146,9 @@ static void plan_decode(sched *s) {
         }
         while (cache_extend(s->kv, item->entry, item->n_tokens) != PERCH_OK) {
             sched_item *victim = s->running.tail;
+            if (victim == s->running.head && cache_yield_kept(s->kv)) { /* it is the oldest, and must go on */
+                continue;
+            }
             sched_preempt(s, victim);
             if (victim == item) {
                 break;
@@ -251,8 +254,10 @@ static bool admit(sched *s, sched_item *item) {
     if (!take_prefix(s, item, keep)) {
         return false;
     }
-    if (!cache_can_hold(s->kv, item->entry, item->n_tokens, s->n_running)) {
-        return false;
+    while (!cache_can_hold(s->kv, item->entry, item->n_tokens, s->n_running)) {
+        if (s->n_running > 0 || !cache_yield_kept(s->kv)) { /* nobody else will ever make room */
+            return false;
+        }
     }
     if (cache_pin(s->kv, item->entry) != PERCH_OK) {
         return false;
@@ -260,6 +265,9 @@ static bool admit(sched *s, sched_item *item) {
     if (cache_extend(s->kv, item->entry, item->n_tokens) != PERCH_OK) {
         cache_unpin(s->kv, item->entry);
         return false;
+    }
+    if (!item->was_admitted) {
+        cache_returned(s->kv, item->entry);
     }
     if (item->tokens) {
         cache_claim_copies(s->kv, item->entry, item->tokens, min_u32(item->n_known, keep));

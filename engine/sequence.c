@@ -248,3 +248,58 @@ perch_status perch_sequence_state(perch_engine *e, perch_sequence_id id, perch_s
     pthread_mutex_unlock(&e->lock);
     return status;
 }
+
+/* --------------------------------------------------------------------- hints -- */
+
+#define MAX_HINT_MS (UINT64_C(1) << 40) /* 34 years */
+
+perch_status perch_hints_init(perch_hints *hints, size_t struct_size) {
+    if (!hints || struct_size != sizeof *hints) {
+        return PERCH_E_INVALID;
+    }
+    *hints = (perch_hints){.struct_size = sizeof *hints};
+    return PERCH_OK;
+}
+
+perch_status sequence_check_hints(const perch_hints *h, perch_error *err) {
+    if (h->struct_size != sizeof *h) {
+        return err_set(err, PERCH_E_INVALID, "hints.struct_size: %zu is not %zu; fill it in by perch_hints_init",
+                       h->struct_size, sizeof *h);
+    }
+    if (h->pin > 1) {
+        return err_set(err, PERCH_E_INVALID, "pin: %u is neither 0 nor 1", h->pin);
+    }
+    if (h->priority < CACHE_MIN_PRIORITY || h->priority > CACHE_MAX_PRIORITY) {
+        return err_set(err, PERCH_E_INVALID, "priority: %d is not in %d..%d", h->priority, CACHE_MIN_PRIORITY,
+                       CACHE_MAX_PRIORITY);
+    }
+    if (h->expect_return_ms > MAX_HINT_MS || h->ttl_ms > MAX_HINT_MS) {
+        return err_set(err, PERCH_E_INVALID, "%s: more than %llu",
+                       h->ttl_ms > MAX_HINT_MS ? "ttl_ms" : "expect_return_ms", (unsigned long long)MAX_HINT_MS);
+    }
+    return PERCH_OK;
+}
+
+perch_status sequence_hint(perch_engine *e, sequence *s, const perch_hints *h, perch_error *err) {
+    const cache_hints hints = {.priority = h->priority,
+                               .keep = h->pin == 1,
+                               .expect_us = h->expect_return_ms * 1000,
+                               .ttl_us = h->ttl_ms * 1000};
+    cache_set_time(e->kv, engine_now(e));
+    return cache_entry_hint(e->kv, s->entry, &hints, s->n_tokens, err);
+}
+
+perch_status perch_sequence_hint(perch_engine *e, perch_sequence_id id, const perch_hints *hints, perch_error *err) {
+    perch_status status = check_engine(e, hints, "perch_sequence_hint", err);
+    if (status || (status = sequence_check_hints(hints, err))) {
+        return status;
+    }
+    pthread_mutex_lock(&e->lock);
+    sequence *s;
+    status = sequence_get(e, id, false, &s, err);
+    if (!status) {
+        status = sequence_hint(e, s, hints, err);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return status;
+}

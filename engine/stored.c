@@ -28,7 +28,8 @@ static perch_status check_options(const perch_sequence_options *o, perch_error *
     if (!o->key && o->flags & PERCH_SEQUENCE_EXISTING) {
         return err_set(err, PERCH_E_INVALID, "key: NULL, with PERCH_SEQUENCE_EXISTING");
     }
-    return o->key ? store_check_key(o->key, err) : PERCH_OK;
+    perch_status status = o->hints ? sequence_check_hints(o->hints, err) : PERCH_OK;
+    return !status && o->key ? store_check_key(o->key, err) : status;
 }
 
 static void lock_in(perch_engine *e) {
@@ -108,17 +109,21 @@ static perch_status take_key(perch_engine *e, const perch_sequence_options *opti
 }
 
 /* A sequence of tokens[n_tokens], with that persist. Under the lock. */
-static perch_status enter(perch_engine *e, uint64_t cache_namespace, persist *p, const void *tokens, size_t n_tokens,
-                          perch_sequence_id *out, perch_error *err) {
+static perch_status enter(perch_engine *e, const perch_sequence_options *options, persist *p, const void *tokens,
+                          size_t n_tokens, perch_sequence_id *out, perch_error *err) {
     sequence *s;
-    perch_status status = sequence_create(e, cache_namespace, n_tokens, &s, err);
+    perch_status status = sequence_create(e, options ? options->cache_namespace : 0, n_tokens, &s, err);
     if (status) {
+        return status;
+    }
+    s->n_tokens = (uint32_t)n_tokens;
+    if (options && options->hints && (status = sequence_hint(e, s, options->hints, err))) {
+        sequence_free(e, s);
         return status;
     }
     if (n_tokens) {
         memcpy(s->tokens, tokens, n_tokens * sizeof *s->tokens);
     }
-    s->n_tokens = (uint32_t)n_tokens;
     s->persist = p;
     *out = s->id;
     return PERCH_OK;
@@ -132,7 +137,7 @@ static perch_status open_key(perch_engine *e, const perch_sequence_options *opti
         return status;
     }
     pthread_mutex_lock(&e->lock);
-    status = enter(e, options->cache_namespace, o.p, o.tokens, (size_t)o.n_tokens, out, err);
+    status = enter(e, options, o.p, o.tokens, (size_t)o.n_tokens, out, err);
     pthread_mutex_unlock(&e->lock);
     if (status) {
         give_back(e, &o);
@@ -164,6 +169,9 @@ perch_status perch_sequence_open_with(perch_engine *e, const perch_sequence_opti
     } else {
         sequence *s;
         status = sequence_open(e, options ? options->cache_namespace : 0, 0, options ? options->flags : 0, &s, err);
+        if (!status && options && options->hints && (status = sequence_hint(e, s, options->hints, err))) {
+            sequence_free(e, s);
+        }
         *out = status ? 0 : s->id;
     }
     unlock_out(e);
@@ -334,7 +342,7 @@ static perch_status import_record(perch_engine *e, const record *r, const perch_
     }
     if (!status) {
         pthread_mutex_lock(&e->lock);
-        status = enter(e, options ? options->cache_namespace : 0, o.p, tokens, r->n_tokens, out, err);
+        status = enter(e, options, o.p, tokens, r->n_tokens, out, err);
         if (!status && o.p) {
             o.p->meta.n_turns = r->n_turns;
             o.p->meta.created_ms = r->created_ms;

@@ -110,6 +110,7 @@ typedef enum perch_restore {
     PERCH_RESTORE_COMPUTE = 2,
     PERCH_RESTORE_BOTH = 3
 } perch_restore;
+typedef enum perch_policy { PERCH_POLICY_LRU = 0, PERCH_POLICY_COST = 1 } perch_policy;
 typedef enum perch_store { PERCH_STORE_MEMORY = 0, PERCH_STORE_LMDB = 1, PERCH_STORE_REDIS = 2 } perch_store;
 
 /* How far loading has come. Called on the thread that is in perch_engine_create; fraction is 0..1. */
@@ -163,6 +164,7 @@ typedef struct perch_options {
     uint32_t disk_keep_ms;          /* perch_engine_destroy: for how long it writes idle KV to it */
     perch_restore restore;          /* how KV comes back that copies of exist; auto = whichever way is quickest */
     perch_switch prefix_index; /* sequences find and share the KV of equal beginnings, of closed sequences as well */
+    perch_policy policy;       /* which idle conversations lose their KV first */
 
     /* [sampling]: defaults of requests. NaN or -1 = generation_config.json's value, or off where it has none */
     double temperature;        /* 0 = greedy */
@@ -550,6 +552,25 @@ typedef struct perch_sequence_info {
     uint64_t n_stored;      /* of n_tokens, from the first on: those committed to the store */
 } perch_sequence_info;
 
+/*
+ * What a host knows of a conversation's future, for the order in which idle ones lose their KV. It changes how soon answers come,
+ * never what they are. 0 everywhere: nothing is known. Both policies heed them.
+ */
+typedef struct perch_hints {
+    size_t struct_size;
+    /*
+     * 1: what it has on the device stays there while it is idle. At most half of the pool can be pinned; beyond that E_NO_ROOM, at the
+     * call. What it grows by later is pinned, too. Where the oldest request could not go on otherwise, even with nothing else
+     * in the batch, the pinned one that was used longest ago can be evicted until its next turn.
+     */
+    uint32_t pin;
+    int32_t priority; /* -8..7: of two conversations the lower goes first, whatever else is known */
+    uint64_t
+        expect_return_ms; /* its next turn comes about so long after the end of the last, or after the call where none is
+                                  in flight: until then it is likelier to come back, and then less */
+    uint64_t ttl_ms;      /* idle for longer, it goes before all others */
+} perch_hints;
+
 typedef struct perch_sequence_options {
     size_t struct_size;
     /*
@@ -561,6 +582,7 @@ typedef struct perch_sequence_options {
         *key; /* in the store: 1..255 bytes that end with a 0. Default NULL = a new sequence, whose key is made up */
     uint32_t flags; /* PERCH_SEQUENCE_*, default none */
     uint32_t reserved0;
+    const perch_hints *hints; /* the caller's until the call returns; default NULL = none */
 } perch_sequence_options;
 
 enum {
@@ -583,6 +605,13 @@ PERCH_API perch_status perch_sequence_open(perch_engine *engine, perch_sequence_
  */
 PERCH_API perch_status perch_sequence_open_with(perch_engine *engine, const perch_sequence_options *options,
                                                 perch_sequence_id *out, perch_error *err);
+
+/* All zero. E_INVALID: struct_size is not sizeof(perch_hints). */
+PERCH_API perch_status perch_hints_init(perch_hints *hints, size_t struct_size);
+
+/* From now on these, instead of those before; not stored. At any time. E_INVALID names the field, E_NO_ROOM: pin, E_NOMEM. */
+PERCH_API perch_status perch_sequence_hint(perch_engine *engine, perch_sequence_id sequence, const perch_hints *hints,
+                                           perch_error *err);
 
 /*
  * Ends the sequence and cancels its request, if one is in flight (whose last event still comes). The id is stale at once. It is
