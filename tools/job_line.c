@@ -104,6 +104,36 @@ static perch_status check_messages(const json_t *json, perch_error *err) {
     return PERCH_OK;
 }
 
+/* {"pin": true, "priority": 0, "expect_return_ms": 0, "ttl_ms": 0}, each of them optional. */
+static perch_status read_hints(struct job *job, const json_t *json, perch_error *err) {
+    const char *key;
+    json_t *value;
+    if (!json_is_object(json) || perch_hints_init(&job->hints, sizeof(job->hints)) != PERCH_OK) {
+        return tool_error(err, PERCH_E_INVALID, "hints: must be an object");
+    }
+    job->has_hints = true;
+    json_object_foreach((json_t *)json, key, value) {
+        json_int_t n = json_integer_value(value);
+        bool whole = json_is_integer(value), counts = whole && n >= 0;
+        if (strcmp(key, "pin") == 0 && json_is_boolean(value)) {
+            job->hints.pin = json_is_true(value) ? 1 : 0;
+        } else if (strcmp(key, "priority") == 0 && whole && n >= INT32_MIN && n <= INT32_MAX) {
+            job->hints.priority = (int32_t)n;
+        } else if (strcmp(key, "expect_return_ms") == 0 && counts) {
+            job->hints.expect_return_ms = (uint64_t)n;
+        } else if (strcmp(key, "ttl_ms") == 0 && counts) {
+            job->hints.ttl_ms = (uint64_t)n;
+        } else {
+            return tool_error(
+                err, PERCH_E_INVALID,
+                "hints: '%s' is none of pin (true or false), priority, expect_return_ms, ttl_ms, or not a "
+                "whole number",
+                key);
+        }
+    }
+    return PERCH_OK;
+}
+
 static perch_status read_spec(struct job *job, const struct job_kind *kind, const char *key, const json_t *value,
                               perch_error *err) {
     int field = spec_find(key);
@@ -139,6 +169,9 @@ static perch_status read_member(struct job *job, const struct job_kind *kind, st
     }
     if (kind->has_sessions && strcmp(key, "session") == 0) {
         return find_session(sessions, value, &job->session, err);
+    }
+    if (kind->has_sessions && strcmp(key, "hints") == 0) {
+        return read_hints(job, value, err);
     }
     return read_spec(job, kind, key, value, err);
 }

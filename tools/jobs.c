@@ -143,6 +143,9 @@ static perch_status submit(struct jobs *jobs, struct job *job, perch_error *err)
     if (status != PERCH_OK) {
         return status;
     }
+    if (job->has_hints && (status = perch_sequence_hint(engine, job->sequence, &job->hints, err)) != PERCH_OK) {
+        return status;
+    }
     spec_apply(&job->spec, &request);
     request.sequence = job->sequence;
     request.tokens = job->tokens.ids;

@@ -29,7 +29,9 @@ struct job {
     bool has_tokens;
     struct tokens tokens;
     struct job_session *session; /* NULL = a sequence of its own */
-    struct job *next;            /* in the list that it waits in */
+    bool has_hints;
+    perch_hints hints; /* of its sequence, from now on */
+    struct job *next;  /* in the list that it waits in */
     perch_sequence_id sequence;
     perch_request_id request;
     bool in_flight;

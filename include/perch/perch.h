@@ -347,7 +347,8 @@ typedef struct perch_plan {
 /*
  * Counters since the start, and gauges (marked so) as of now. What a step computes is counted when it ends, what it decides
  * (admissions, evictions, preemptions) when it begins.
- * live = held by sequences in the batch, or while they are copied to or from the host tier; cached = held by idle ones.
+ * live = held by sequences in the batch, by those that the host has pinned, or while they are copied to or from the host tier; cached =
+ * held by other idle ones.
  */
 typedef struct perch_stats {
     size_t struct_size;  /* set by the caller: sizeof(perch_stats) */

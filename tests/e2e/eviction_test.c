@@ -214,6 +214,7 @@ static void random_tiers(test_rng *rng, schedule *s) {
     o->host_bytes = n_host * page_granularity;
     o->disk_bytes = n_disk ? n_disk * (page_granularity + 64) + 3 * page_granularity : 0;
     o->restore = (perch_restore)test_rng_below(rng, 4);
+    o->policy = test_rng_below(rng, 2) ? PERCH_POLICY_COST : PERCH_POLICY_LRU;
     snprintf(o->disk_path, sizeof o->disk_path, "%s", disk_path);
     s->waits = n_disk && test_rng_below(rng, 4);
     s->with_costs = test_rng_below(rng, 3) > 0;
@@ -328,6 +329,18 @@ static void change_sequence(test_rng *rng, perch_engine *e, uint32_t index, uint
     }
 }
 
+/* What a host says changes when things are computed, and nothing else. */
+static void hint(test_rng *rng, perch_engine *e, uint32_t index) {
+    perch_hints hints;
+    CU_ASSERT_EQUAL(perch_hints_init(&hints, sizeof hints), PERCH_OK);
+    hints.pin = test_rng_below(rng, 3) == 0;
+    hints.priority = test_rng_below(rng, 3) ? 0 : (int32_t)test_rng_below(rng, 16) - 8;
+    hints.expect_return_ms = test_rng_below(rng, 3) ? 0 : test_rng_below(rng, 4);
+    hints.ttl_ms = test_rng_below(rng, 3) ? 0 : test_rng_below(rng, 4);
+    perch_status status = perch_sequence_hint(e, h.ids[index], &hints, NULL);
+    CU_ASSERT_TRUE(status == PERCH_OK || (status == PERCH_E_NO_ROOM && hints.pin));
+}
+
 static void random_action(test_rng *rng, perch_engine *e, uint32_t vocab) {
     if (h.n_ops == MAX_OPS) {
         return;
@@ -339,6 +352,9 @@ static void random_action(test_rng *rng, perch_engine *e, uint32_t vocab) {
         CU_ASSERT_EQUAL(perch_sequence_open_with(e, &in, &h.ids[h.n_sequences++], NULL), PERCH_OK);
     }
     uint32_t index = (uint32_t)test_rng_below(rng, h.n_sequences);
+    if (!h.closed[index] && test_rng_below(rng, 8) == 0) {
+        hint(rng, e, index);
+    }
     if (h.busy[index] || h.closed[index]) {
         return;
     }
@@ -568,6 +584,8 @@ static void check_one(uint64_t seed, totals *t) {
     }
     for (uint32_t i = 0; i < h.n_sequences; i++) {
         CHECK_MSG(!h.busy[i], "sequence %u never came to its end", i);
+        const perch_hints none = {.struct_size = sizeof none}; /* those that are pinned are let go of */
+        CU_ASSERT_TRUE(h.closed[i] || perch_sequence_hint(e, h.ids[i], &none, NULL) == PERCH_OK);
     }
     const char *broken = cache_check(e->kv);
     CHECK_MSG(!broken, "%s", broken);
