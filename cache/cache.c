@@ -210,8 +210,8 @@ void cache_destroy(cache *c) {
     if (!c) {
         return;
     }
-    for (cache_entry *e = policy_first(c), *next; e; e = next) {
-        next = policy_next(c, e);
+    for (cache_entry *e = policy_end(c, false), *next; e; e = next) {
+        next = policy_next(c, e, false);
         if (e->closed) {
             cache_entry_destroy(c, e);
         }

@@ -105,7 +105,7 @@ static const char *check_order(const cache *c, recount *n) {
         }
     }
     broken = broken ? broken : tree_check(&c->by_value, &n_by_value);
-    for (const tree_node *at = tree_first(&c->by_value); at && !broken; at = tree_next(at)) {
+    for (const tree_node *at = tree_end(&c->by_value, false); at && !broken; at = tree_next(at, false)) {
         const cache_entry *e = (const cache_entry *)(const void *)((const char *)at - offsetof(cache_entry, standing));
         broken = e->kept || c->levels_used ? "an entry is in two orders" : check_idle(c, e, n);
     }

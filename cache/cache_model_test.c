@@ -503,8 +503,8 @@ static void compare(run *r) {
         n_pinned_slots += t->pinned;
         n_closed += t->closed;
     }
-    const cache_entry *at = policy_first(r->c);
-    for (uint32_t i = 0; i < m->n_lru; i++, at = at ? policy_next(r->c, at) : NULL) {
+    const cache_entry *at = policy_end(r->c, false);
+    for (uint32_t i = 0; i < m->n_lru; i++, at = at ? policy_next(r->c, at, false) : NULL) {
         EXPECT(r, at == m->entries[m->lru[i]].e, "the LRU order differs at %u", i);
     }
     EXPECT(r, at == NULL, "the LRU order is longer than %u", m->n_lru);

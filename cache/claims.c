@@ -100,7 +100,7 @@ void claims_sweep(cache *c) {
 
 double claims_load_us(const cache *c, const cache_entry *e, uint32_t index) {
     const cache_claim *claim = &c->pages[e->pages[index]].copy;
-    if (e->closed || !claim_holds(c, claim)) { /* nobody's when it is lost */
+    if (!claim_holds(c, claim)) {
         return 0;
     }
     return c->costs.page_us[copy_lies_in(c, claim->copy, CACHE_HOST) ? CACHE_HOST : CACHE_DISK];

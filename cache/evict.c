@@ -62,13 +62,13 @@ static void shorten(cache *c, cache_entry *v, uint32_t keep, const cache_entry *
 
 void evict_for(cache *c, const cache_entry *grower, cache_growth *growth) {
     while (c->n_free < growth->n_need) {
-        cache_entry *v = policy_first(c);
+        cache_entry *v = policy_end(c, false);
         shorten(c, v, policy_keep(c, v), grower, growth);
     }
 }
 
 bool cache_evict_one(cache *c, uint32_t keep_pages) {
-    cache_entry *v = policy_first(c);
+    cache_entry *v = policy_end(c, false);
     if (!v || v->n_pages <= keep_pages) {
         return false;
     }

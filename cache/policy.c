@@ -154,7 +154,7 @@ void policy_remove(cache *c, cache_entry *e) {
  * by a hint go next.
  */
 static void move_due(cache *c) {
-    for (tree_node *first; (first = tree_first(&c->due)) && first->key <= (double)c->now_us;) {
+    for (tree_node *first; (first = tree_end(&c->due, false)) && first->key <= (double)c->now_us;) {
         cache_entry *e = of_due(first);
         policy_remove(c, e);
         policy_add(c, e);
@@ -165,32 +165,40 @@ static void move_due(cache *c) {
     }
 }
 
-cache_entry *policy_first(cache *c) {
+/* With lru: the entry at the end of a level's list that goes first, or last. */
+static cache_entry *end_of(const cache *c, uint32_t level, bool last) {
+    const list_link *list = &c->levels[level];
+    return (cache_entry *)(last ? list->prev : list->next);
+}
+
+cache_entry *policy_end(cache *c, bool last) {
     move_due(c);
     if (c->config.policy == CACHE_COST) {
-        tree_node *first = tree_first(&c->by_value);
-        return first ? of_standing(first) : NULL;
+        tree_node *node = tree_end(&c->by_value, last);
+        return node ? of_standing(node) : NULL;
     }
-    return c->levels_used ? (cache_entry *)c->levels[__builtin_ctzll(c->levels_used)].next : NULL;
+    if (c->levels_used == 0) {
+        return NULL;
+    }
+    uint32_t level = last ? 63u - (uint32_t)__builtin_clzll(c->levels_used) : (uint32_t)__builtin_ctzll(c->levels_used);
+    return end_of(c, level, last);
 }
 
-cache_entry *policy_first_owned(cache *c) {
-    cache_entry *first = policy_first(c);
-    bool closed = first && c->config.policy == CACHE_LRU && first->level == CACHE_LEVEL_CLOSED;
-    return closed ? policy_next(c, (cache_entry *)c->levels[CACHE_LEVEL_CLOSED].prev) : first;
-}
-
-cache_entry *policy_next(const cache *c, const cache_entry *e) {
+cache_entry *policy_next(const cache *c, const cache_entry *e, bool back) {
     if (c->config.policy == CACHE_COST) {
-        tree_node *next = tree_next(&e->standing);
+        tree_node *next = tree_next(&e->standing, back);
         return next ? of_standing(next) : NULL;
     }
-    uint32_t level = e->level;
-    if (e->link.next != &c->levels[level]) {
-        return (cache_entry *)e->link.next;
+    list_link *next = back ? e->link.prev : e->link.next;
+    if (next != &c->levels[e->level]) {
+        return (cache_entry *)next;
     }
-    uint64_t above = c->levels_used & ~((UINT64_C(2) << level) - 1);
-    return above ? (cache_entry *)c->levels[__builtin_ctzll(above)].next : NULL;
+    uint64_t bit = UINT64_C(1) << e->level, below = c->levels_used & (bit - 1),
+             above = c->levels_used & ~(bit | (bit - 1));
+    if (back) {
+        return below ? end_of(c, 63u - (uint32_t)__builtin_clzll(below), true) : NULL;
+    }
+    return above ? end_of(c, (uint32_t)__builtin_ctzll(above), false) : NULL;
 }
 
 uint32_t policy_keep(const cache *c, const cache_entry *e) {

@@ -40,7 +40,7 @@ static void tear_down(void) {
         cache_entry_destroy(c, entries[i]);
     }
     CU_ASSERT_EQUAL(c->n_kept_pages, 0);
-    CU_ASSERT_TRUE(c->n_closed > 0 || !policy_first(c));
+    CU_ASSERT_TRUE(c->n_closed > 0 || !policy_end(c, false));
     cache_destroy(c);
 }
 
@@ -74,11 +74,15 @@ static void hint(uint32_t i, cache_hints hints) {
 }
 
 static void expect_order(const char *what, const uint32_t *order, uint32_t n) {
-    cache_entry *e = policy_first(c);
-    for (uint32_t i = 0; i < n; i++, e = e ? policy_next(c, e) : NULL) {
+    cache_entry *e = policy_end(c, false);
+    for (uint32_t i = 0; i < n; i++, e = e ? policy_next(c, e, false) : NULL) {
         CHECK_MSG(e == entries[order[i]], "%s: entry %u is not the one at %u", what, order[i], i);
     }
     CHECK_MSG(!e, "%s: more than %u", what, n);
+    e = policy_end(c, true);
+    for (uint32_t i = n; i-- > 0; e = e ? policy_next(c, e, true) : NULL) {
+        CHECK_MSG(e == entries[order[i]], "%s, backwards: entry %u is not the one at %u", what, order[i], i);
+    }
     check();
 }
 
@@ -120,7 +124,7 @@ static void cost_keeps_what_was_wanted_often(void) {
         }
         at(late ? 10000 : 10);
         turn(1, 2);
-        cache_entry *first = policy_first(c);
+        cache_entry *first = policy_end(c, false);
         CHECK_MSG(first == entries[late ? 0 : 1], "entry %d goes first %s", first == entries[1],
                   late ? "long after" : "soon after");
         tear_down();
@@ -205,7 +209,7 @@ static void closed_entries(void) {
         cache_entry_close(c, closed);
         CU_ASSERT_EQUAL_FATAL(cache_entry_create(c, 0, &entries[1], NULL), PERCH_OK);
         CU_ASSERT_EQUAL_FATAL(cache_entry_reserve(c, entries[1], NULL), PERCH_OK);
-        CHECK_MSG((policy_first(c) == closed) == (policy == CACHE_LRU),
+        CHECK_MSG((policy_end(c, false) == closed) == (policy == CACHE_LRU),
                   "policy %d: a closed one that was wanted often, and an open one that was not", policy);
         tear_down();
     }
@@ -227,7 +231,7 @@ static void lower_priority_goes_first(void) {
         hint(0, (cache_hints){.priority = 0});
         hint(2, (cache_hints){.priority = 0});
         CU_ASSERT_PTR_NULL(entries[0]->hinted);
-        CU_ASSERT_TRUE(policy_first(c) == entries[3]);
+        CU_ASSERT_TRUE(policy_end(c, false) == entries[3]);
         tear_down();
     }
 }
@@ -293,7 +297,7 @@ static void what_is_kept_is_no_victim(void) {
         CHECK_MSG(strstr(err.message, "pin") && strstr(err.message, "9 pages"), "%s", err.message);
         ORDER("refused", 1);
         CU_ASSERT_EQUAL(cache_entry_hint(c, entries[1], &keep, 8 * 16, &err), PERCH_OK);
-        CU_ASSERT_PTR_NULL(policy_first(c));
+        CU_ASSERT_PTR_NULL(policy_end(c, false));
         hint(1, (cache_hints){.priority = 0});
         CU_ASSERT_TRUE(cache_can_hold(c, entries[2], 16 * 16, 0));
         at(3);
@@ -311,7 +315,7 @@ static void what_is_kept_is_no_victim(void) {
         CU_ASSERT_EQUAL(cache_entry_n_valid(entries[0]), 32);
         at(5);
         turn(0, 8); /* is kept again */
-        CU_ASSERT_PTR_NULL(policy_first(c));
+        CU_ASSERT_PTR_NULL(policy_end(c, false));
         cache_truncate(c, entries[0], 0); /* nothing is left to keep */
         check();
         tear_down();

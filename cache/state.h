@@ -212,7 +212,7 @@ struct cache {
     uint32_t page_tokens;
     cache_queue queues[2]; /* by cache_direction */
     uint64_t queue_cap, n_save_calls;
-    bool saves_all; /* cache_save_all */
+    bool saves_all;                                /* cache_save_all */
     cache_disk_request asked[CACHE_DISK_REQUESTS]; /* [n_asked] that nobody has taken yet */
     uint32_t n_asked, n_disk_pending, n_spilling;  /* the latter two: also those under way */
     uint32_t n_disk_failures;                      /* since anything went well */
@@ -364,10 +364,10 @@ void policy_lost(cache *c, cache_entry *e);         /* it has lost pages: anothe
 void policy_found(cache *c, cache_entry *holder,
                   uint32_t node);             /* somebody begins with the node's tokens, which it has */
 void policy_forget(cache *c, cache_entry *e); /* the hints */
-cache_entry *policy_first(cache *c);          /* who gives up pages next; NULL: there is nobody idle */
-cache_entry *policy_first_owned(cache *c);    /* likewise; with lru without those that are closed */
-cache_entry *policy_next(const cache *c, const cache_entry *e); /* and then; NULL: that was the last one */
-uint32_t policy_keep(const cache *c, const cache_entry *e);     /* how many it keeps at first */
+/* Who gives up pages next, or last of all; and then, in that direction. NULL: there is nobody idle, or nobody more. */
+cache_entry *policy_end(cache *c, bool last);
+cache_entry *policy_next(const cache *c, const cache_entry *e, bool back);
+uint32_t policy_keep(const cache *c, const cache_entry *e); /* how many it keeps at first */
 
 /* --- evict.c */
 /* Frees pages until there are growth->n_need, which plan_growth found to be possible. O(pages evicted) */

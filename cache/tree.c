@@ -66,20 +66,21 @@ void tree_remove(tree *t, tree_node *node) {
     node->tick = 0;
 }
 
-static tree_node *leftmost(tree_node *node) {
-    while (node && node->left) {
-        node = node->left;
+static tree_node *outermost(tree_node *node, bool right) {
+    for (tree_node *next = node; next; next = right ? next->right : next->left) {
+        node = next;
     }
     return node;
 }
 
-tree_node *tree_first(const tree *t) { return leftmost(t->root); }
+tree_node *tree_end(const tree *t, bool last) { return outermost(t->root, last); }
 
-tree_node *tree_next(const tree_node *node) {
-    if (node->right) {
-        return leftmost(node->right);
+tree_node *tree_next(const tree_node *node, bool back) {
+    tree_node *child = back ? node->left : node->right;
+    if (child) {
+        return outermost(child, back);
     }
-    while (node->parent && node->parent->right == node) {
+    while (node->parent && (back ? node->parent->left : node->parent->right) == node) {
         node = node->parent;
     }
     return node->parent;
@@ -87,8 +88,8 @@ tree_node *tree_next(const tree_node *node) {
 
 const char *tree_check(const tree *t, uint64_t *n) {
     *n = 0;
-    for (const tree_node *node = tree_first(t), *next; node; node = next) {
-        next = tree_next(node);
+    for (const tree_node *node = tree_end(t, false), *next; node; node = next) {
+        next = tree_next(node, false);
         ++*n;
         if (node->tick == 0 || (next && !before(node, next))) {
             return "a tree is not in order";

@@ -20,9 +20,9 @@ typedef struct tree {
 } tree;
 
 void tree_insert(tree *t, tree_node *node);
-void tree_remove(tree *t, tree_node *node);         /* nothing happens where it is not in */
-tree_node *tree_first(const tree *t);               /* NULL: it is empty */
-tree_node *tree_next(const tree_node *node);        /* NULL: it is the last one */
-const char *tree_check(const tree *t, uint64_t *n); /* NULL, or what is broken; n: how many there are */
+void tree_remove(tree *t, tree_node *node);             /* nothing happens where it is not in */
+tree_node *tree_end(const tree *t, bool last);          /* NULL: it is empty */
+tree_node *tree_next(const tree_node *node, bool back); /* NULL: there is none in that direction */
+const char *tree_check(const tree *t, uint64_t *n);     /* NULL, or what is broken; n: how many there are */
 
 #endif
