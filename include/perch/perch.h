@@ -146,10 +146,10 @@ typedef struct perch_options {
     char path[PERCH_PATH_CAP];           /* Hugging Face directory (with weights = random: or a config.json) */
     char tokenizer_path[PERCH_PATH_CAP]; /* "" = tokenizer.json in path, if there */
     perch_weights weights;
-    perch_dtype dtype;              /* arithmetic and KV type; auto = f32 for F32 checkpoints on the CPU, else bf16 */
+    perch_dtype dtype; /* arithmetic and KV type; auto = f32 for F32 checkpoints on the CPU, else bf16 */
     perch_weight_format weight_format; /* how matrices are kept on the CPU; auto = in dtype */
-    uint64_t random_seed;           /* weights = random */
-    char cache_dir[PERCH_PATH_CAP]; /* for what is measured once and kept; "" = perch in the user's cache folder */
+    uint64_t random_seed;              /* weights = random */
+    char cache_dir[PERCH_PATH_CAP];    /* for what is measured once and kept; "" = perch in the user's cache folder */
 
     /* [cache] */
     perch_mapping mapping;

@@ -3,30 +3,16 @@
 
 #include <string.h>
 
-static bool have_avx512(void) {
 #if defined(PERCH_CPU_X86)
+static bool have_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#else
-    return false;
-#endif
 }
 
-static bool have_avx512bf16(void) {
-#if defined(PERCH_CPU_X86)
-    return have_avx512() && __builtin_cpu_supports("avx512bf16");
-#else
-    return false;
-#endif
-}
+static bool have_avx512bf16(void) { return have_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
-static bool have_avx2(void) {
-#if defined(PERCH_CPU_X86)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-    return false;
+static bool have_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
-}
 
 perch_status cpu_isa_find(const char *name, bool bf16, const cpu_isa **out, perch_error *err) {
     const struct {
