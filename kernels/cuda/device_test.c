@@ -253,7 +253,7 @@ static void an_error_is_told_once(void) {
     kernels_weight *weight;
     testing_reset(1);
     kernels_device *device = testing_open(&bf16);
-    CHECK_OK(cuda()->weight_create(device, 8, 8, &weight, ERR));
+    CHECK_OK(cuda()->weight_create(device, 8, 8, KERNELS_WEIGHT_DTYPE, &weight, ERR));
     emulation_fail("cudaHostAlloc", 1, cudaErrorMemoryAllocation);
     CHECK_ERROR(cuda()->async->reserve(device, &small, ERR), PERCH_E_NOMEM, "pinned memory");
     CHECK_OK(cuda()->weight_set_rows(device, weight, 0, 8, KERNELS_F32, rows, ERR)); /* which are converted */
