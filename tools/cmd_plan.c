@@ -81,9 +81,10 @@ static perch_status print_plan(const perch_plan *plan) {
     return status;
 }
 
-static void print_tier(const char *name, double mbps, double latency_us, uint32_t break_even, uint32_t session_len) {
+static void print_tier(const char *name, bool disk, double mbps, double latency_us, uint32_t break_even,
+                       uint32_t session_len) {
     if (mbps <= 0) {
-        printf("  %s  not measured\n", name);
+        printf("  %s  not measured%s\n", name, disk ? ": an engine that has it does, see its statistics" : "");
         return;
     }
     printf("  %s  %.0f MB/s after %.3f ms (measured): ", name, mbps, latency_us / 1000);
@@ -108,8 +109,8 @@ static void print_costs(const perch_costs *costs, const perch_plan *plan) {
     } else {
         printf("  computing  not measured\n");
     }
-    print_tier("host tier", costs->host_mbps, costs->host_latency_us, costs->host_break_even, plan->session_len);
-    print_tier("disk tier", costs->disk_mbps, costs->disk_latency_us, costs->disk_break_even, plan->session_len);
+    print_tier("host tier", false, costs->host_mbps, costs->host_latency_us, costs->host_break_even, plan->session_len);
+    print_tier("disk tier", true, costs->disk_mbps, costs->disk_latency_us, costs->disk_break_even, plan->session_len);
     if (costs->note[0]) {
         printf("  %s\n", costs->note);
     }

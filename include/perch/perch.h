@@ -448,8 +448,8 @@ typedef struct perch_costs {
 
 /*
  * Measures them on the device that the options ask for, in a few seconds at most and without the model's weights: passes of one layer
- * with random weights, and copies from host memory and, where there is a disk tier, from a file of its folder. What can't be
- * measured is 0, and `note` says why. Errors as perch_plan_compute.
+ * with random weights, and copies from host memory. A disk is measured by an engine that has it as a tier, see perch_stats: here it is
+ * 0, as is what can't be measured, and `note` says why. Errors as perch_plan_compute.
  */
 PERCH_API perch_status perch_costs_measure(const perch_options *options, perch_costs *costs, perch_error *err);
 

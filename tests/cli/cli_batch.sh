@@ -96,10 +96,14 @@ not JSON
 {"id": 27, "messages": [{"role": "user", "content": "x"}], "format": 5}
 {"id": 28, "tokens": [1], "n": 257}
 {"id": 29, "tokens": [1], "seed": "18446744073709551616"}
+{"id": 30, "tokens": [1], "hints": 5}
+{"id": 31, "tokens": [1], "hints": {"pin": 1}}
+{"id": 32, "tokens": [1], "hints": {"priority": 8}}
+{"id": 33, "session": "h", "tokens": [1, 2], "max_tokens": 1, "ignore_eos": true, "hints": {"pin": true, "priority": -8, "expect_return_ms": 5, "ttl_ms": 1000}}
 LINES
 batch <"$tmp/in"
 same "the exit code" 1 "$code"
-same "the number of lines" 31 "$(wc -l <<<"$out")"
+same "the number of lines" 35 "$(wc -l <<<"$out")"
 expect() { # LINE ID PART
     has "the error of line $1" "$3" "$(json error.line id error.message <<<"$out" | sed -n "s/^$1	$2	//p")"
 }
@@ -128,6 +132,10 @@ expect 24 22 "messages: element 0"
 expect 25 - "not a JSON object"
 expect 27 24 "tokens: must be an array"
 expect 29 26 "format: does nothing without messages"
+expect 33 30 "hints: must be an object"
+expect 34 31 "hints: 'pin'"
+expect 35 32 "priority: 8 is not in -8..7"
+same "the line with hints" 3 "$(json id usage.prompt_tokens usage.completion_tokens <<<"$out" | awk '$1 == 33 { print $2 + $3 }')"
 expect 30 27 "format: must be a string"
 expect 31 28 "n: 257 is out of range (1..256)"
 expect 32 29 "seed: '18446744073709551616'"

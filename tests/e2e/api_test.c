@@ -160,6 +160,49 @@ static void a_pool_that_holds_no_sequence_is_refused_with_figures(void) {
     check_status(perch_engine_create(&o, &e, &err), PERCH_E_CONFIG, &err, "session_len");
 }
 
+/* Hints: what can't be is refused by name, a stale id as well; too much of the pool is E_NO_ROOM, at the call or when opening. */
+static void hints_are_checked(void) {
+    perch_options o = host_options("llama");
+    perch_hints hints;
+    perch_error err;
+    o.cache_max_entry_count = 2;
+    perch_engine *e = host_engine(&o);
+    if (!e) {
+        return;
+    }
+    perch_sequence_id id = open_sequence(e), other = 0;
+    CU_ASSERT_EQUAL(perch_hints_init(&hints, 1), PERCH_E_INVALID);
+    CU_ASSERT_EQUAL(perch_hints_init(&hints, sizeof hints), PERCH_OK);
+    CU_ASSERT_EQUAL(perch_sequence_hint(e, id, NULL, &err), PERCH_E_INVALID);
+    CU_ASSERT_EQUAL(perch_sequence_hint(e, id + 1, &hints, &err), PERCH_E_NOT_FOUND);
+    hints.priority = -9;
+    check_status(perch_sequence_hint(e, id, &hints, &err), PERCH_E_INVALID, &err, "priority");
+    hints.priority = 7;
+    hints.pin = 2;
+    check_status(perch_sequence_hint(e, id, &hints, &err), PERCH_E_INVALID, &err, "pin");
+    hints.pin = 1;
+    hints.ttl_ms = UINT64_MAX;
+    check_status(perch_sequence_hint(e, id, &hints, &err), PERCH_E_INVALID, &err, "ttl_ms");
+    hints.ttl_ms = 5;
+    CU_ASSERT_EQUAL(perch_sequence_hint(e, id, &hints, &err), PERCH_OK);
+    perch_plan plan = {.struct_size = sizeof plan};
+    CU_ASSERT_EQUAL(perch_engine_plan(e, &plan, NULL), PERCH_OK);
+    int32_t *tokens = calloc(plan.session_len, sizeof *tokens);
+    CU_ASSERT_PTR_NOT_NULL_FATAL(tokens);
+    CU_ASSERT_EQUAL(perch_sequence_append(e, id, tokens, plan.session_len, NULL), PERCH_OK);
+    CU_ASSERT_EQUAL(perch_sequence_hint(e, id, &hints, &err), PERCH_OK);
+    CU_ASSERT_EQUAL(perch_sequence_fork(e, id, plan.session_len, &other, NULL), PERCH_OK);
+    check_status(perch_sequence_hint(e, other, &hints, &err), PERCH_E_NO_ROOM, &err, "pin");
+    perch_sequence_options with;
+    CU_ASSERT_EQUAL(perch_sequence_options_init(&with, sizeof with), PERCH_OK);
+    with.hints = &hints;
+    CU_ASSERT_EQUAL(perch_sequence_open_with(e, &with, &other, &err), PERCH_OK); /* it has no tokens yet */
+    hints.pin = 3;
+    check_status(perch_sequence_open_with(e, &with, &other, &err), PERCH_E_INVALID, &err, "pin");
+    free(tokens);
+    perch_engine_destroy(e);
+}
+
 /* --------------------------------------------------------------------- results -- */
 
 static void a_second_turn_finds_the_first_in_the_cache(void) {
@@ -1296,6 +1339,7 @@ int main(int argc, char **argv) {
     static const test_case tests[] = {
 #define TEST(name) {#name, name}
         TEST(stale_closed_and_made_up_ids_fail),
+        TEST(hints_are_checked),
         TEST(parameters_out_of_range_are_refused_by_name),
         TEST(a_pool_that_holds_no_sequence_is_refused_with_figures),
         TEST(a_second_turn_finds_the_first_in_the_cache),
