@@ -120,6 +120,7 @@ typedef struct outcome {
 
 static perch_store backend;
 static const char *store_at = ""; /* its folder or address */
+static const char *disk_at;       /* the folder of a disk tier's file, or NULL */
 
 /* A sharded checkpoint and a tokenizer, both loaded from their files. */
 static perch_options small_options(void) {
@@ -131,6 +132,10 @@ static perch_options small_options(void) {
     o.cache_max_entry_count = 2;
     snprintf(o.trace_file, sizeof o.trace_file, "/dev/null");
     snprintf(o.stats_file, sizeof o.stats_file, "/tmp/perch-oom-%ld", (long)getpid());
+    if (disk_at) {
+        o.disk_bytes = 1 << 20;
+        snprintf(o.disk_path, sizeof o.disk_path, "%s/kv", disk_at);
+    }
     o.store_backend = backend;
     snprintf(o.store_path, sizeof o.store_path, "%s", store_at);
     if (backend == PERCH_STORE_REDIS) {
@@ -359,6 +364,14 @@ static void so_are_both_in_a_simulation(void) {
     simulated = false;
 }
 
+static void so_are_both_with_a_disk_tier(void) {
+    disk_at = testing_folder();
+    every_allocation_fails(false);
+    every_allocation_fails(true);
+    testing_remove_folder(disk_at);
+    disk_at = NULL;
+}
+
 static void so_are_both_with_sequences_in_lmdb(void) {
     backend = PERCH_STORE_LMDB;
     store_at = testing_folder();
@@ -388,6 +401,7 @@ int main(int argc, char **argv) {
         TEST(a_single_failed_allocation_is_a_status_and_nothing_leaks),
         TEST(so_is_memory_that_stays_short),
         TEST(so_are_both_in_a_simulation),
+        TEST(so_are_both_with_a_disk_tier),
         TEST(so_are_both_with_sequences_in_lmdb),
         TEST(so_are_both_with_sequences_in_redis),
     };
