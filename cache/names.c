@@ -117,7 +117,7 @@ void names_give(cache *c, names_cursor *at, uint32_t copy) {
 }
 
 void cache_claim_copies(cache *c, cache_entry *e, const int32_t *tokens, uint32_t n_tokens) {
-    uint64_t name[2];
+    uint64_t name[2] = {0, 0};
     uint32_t first, end, n_groups = e->n_held;
     if (!c->name_buckets || e->n_copies < c->pages_per_slot) {
         return;
