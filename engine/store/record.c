@@ -7,7 +7,7 @@
 #define VERSION 1u
 #define MAX_SECTIONS 64u
 
-enum { HEADER_BYTES = 24, SECTION_BYTES = 24, META_BYTES = 24, GROUP_BYTES = 8, HASH_BYTES = 8 };
+enum { HEADER_BYTES = 24, SECTION_BYTES = 24, META_BYTES = 24, HASH_BYTES = 8 };
 
 static const char magic[8] = {'P', 'E', 'R', 'C', 'H', 'S', 'E', 'Q'};
 
@@ -27,36 +27,11 @@ static uint64_t u64_at(const unsigned char *at) {
     return number;
 }
 
-static size_t n_sections(const record *r) { return 3u + (r->key ? 1u : 0u) + (r->kv_of ? 2u : 0u); }
+static size_t n_sections(const record *r) { return r->key ? 4 : 3; }
 
-size_t record_kv_at(const record *r) {
+size_t record_bytes(const record *r) {
     return HEADER_BYTES + n_sections(r) * SECTION_BYTES + r->model_bytes + META_BYTES + r->n_tokens * sizeof(int32_t) +
-           (r->key ? r->key_bytes : 0) + (r->kv_of ? r->kv_of_bytes + GROUP_BYTES : 0);
-}
-
-size_t record_bytes(const record *r) { return record_kv_at(r) + (r->kv_of ? r->kv_bytes : 0) + HASH_BYTES; }
-
-void record_seal(void *bytes, size_t n_bytes) {
-    put_u64((unsigned char *)bytes + n_bytes - HASH_BYTES, XXH3_64bits(bytes, n_bytes - HASH_BYTES));
-}
-
-/* A section on its way out. */
-typedef struct section {
-    record_section id;
-    uint32_t flags;
-    const void *bytes; /* NULL: they are there, or come later */
-    size_t n_bytes;
-} section;
-
-static void put_section(unsigned char *out, size_t number, size_t at, const section *s) {
-    unsigned char *row = out + HEADER_BYTES + number * SECTION_BYTES;
-    put_u32(row, s->id);
-    put_u32(row + 4, s->flags);
-    put_u64(row + 8, at);
-    put_u64(row + 16, s->n_bytes);
-    if (s->bytes && s->n_bytes) {
-        memcpy(out + at, s->bytes, s->n_bytes);
-    }
+           (r->key ? r->key_bytes : 0) + HASH_BYTES;
 }
 
 void record_write(const record *r, void *out) {
@@ -64,31 +39,32 @@ void record_write(const record *r, void *out) {
     put_u64(meta, r->n_turns);
     put_u64(meta + 8, r->created_ms);
     put_u64(meta + 16, r->touched_ms);
-    const section sections[] = {{RECORD_MODEL, RECORD_REQUIRED, r->model, r->model_bytes},
-                                {RECORD_META, RECORD_REQUIRED, meta, sizeof meta},
-                                {RECORD_TOKENS, RECORD_REQUIRED, r->tokens, r->n_tokens * sizeof(int32_t)},
-                                {RECORD_KEY, 0, r->key, r->key_bytes},
-                                {RECORD_KV_OF, 0, r->kv_of, r->kv_of_bytes},
-                                {RECORD_KV, 0, NULL, GROUP_BYTES + r->kv_bytes}};
-    const bool is_there[] = {true, true, true, r->key != NULL, r->kv_of != NULL, r->kv_of != NULL};
-    size_t n = n_sections(r), n_bytes = record_bytes(r), at = HEADER_BYTES + n * SECTION_BYTES, number = 0;
+    const struct {
+        record_section id;
+        uint32_t flags;
+        const void *bytes;
+        size_t n_bytes;
+    } sections[] = {{RECORD_MODEL, RECORD_REQUIRED, r->model, r->model_bytes},
+                    {RECORD_META, RECORD_REQUIRED, meta, sizeof meta},
+                    {RECORD_TOKENS, RECORD_REQUIRED, r->tokens, r->n_tokens * sizeof(int32_t)},
+                    {RECORD_KEY, 0, r->key, r->key_bytes}};
+    size_t n = n_sections(r), n_bytes = record_bytes(r), at = HEADER_BYTES + n * SECTION_BYTES;
     memcpy(bytes, magic, sizeof magic);
     put_u32(bytes + 8, VERSION);
     put_u32(bytes + 12, (uint32_t)n);
     put_u64(bytes + 16, n_bytes);
-    for (size_t i = 0; i < sizeof sections / sizeof *sections; i++) {
-        if (is_there[i]) {
-            put_section(bytes, number++, at, &sections[i]);
-            at += sections[i].n_bytes;
+    for (size_t i = 0; i < n; i++) {
+        unsigned char *row = bytes + HEADER_BYTES + i * SECTION_BYTES;
+        put_u32(row, sections[i].id);
+        put_u32(row + 4, sections[i].flags);
+        put_u64(row + 8, at);
+        put_u64(row + 16, sections[i].n_bytes);
+        if (sections[i].n_bytes) {
+            memcpy(bytes + at, sections[i].bytes, sections[i].n_bytes);
         }
+        at += sections[i].n_bytes;
     }
-    if (r->kv_of) {
-        put_u64(bytes + record_kv_at(r) - GROUP_BYTES, r->group_bytes);
-        if (r->kv && r->kv_bytes) {
-            memcpy(bytes + record_kv_at(r), r->kv, r->kv_bytes);
-        }
-    }
-    record_seal(bytes, n_bytes);
+    put_u64(bytes + at, XXH3_64bits(bytes, at));
 }
 
 static perch_status malformed(perch_error *err, const char *what) {
@@ -103,7 +79,7 @@ static perch_status take_section(const unsigned char *bytes, const unsigned char
     if (at > end || n > end - at) {
         return malformed(err, "a section lies outside of it");
     }
-    if (id >= RECORD_MODEL && id <= RECORD_KV) {
+    if (id >= RECORD_MODEL && id <= RECORD_KEY) {
         if (*seen >> id & 1) {
             return malformed(err, "a section stands in it twice");
         }
@@ -132,18 +108,6 @@ static perch_status take_section(const unsigned char *bytes, const unsigned char
     case RECORD_KEY:
         out->key = (const char *)bytes + at;
         out->key_bytes = (size_t)n;
-        return PERCH_OK;
-    case RECORD_KV_OF:
-        out->kv_of = (const char *)bytes + at;
-        out->kv_of_bytes = (size_t)n;
-        return PERCH_OK;
-    case RECORD_KV:
-        if (n < GROUP_BYTES) {
-            return malformed(err, "its KV section is too short");
-        }
-        out->group_bytes = u64_at(bytes + at);
-        out->kv = bytes + at + GROUP_BYTES;
-        out->kv_bytes = (size_t)n - GROUP_BYTES;
         return PERCH_OK;
     default:
         return flags & RECORD_REQUIRED
@@ -179,14 +143,6 @@ perch_status record_read(const void *from, size_t n_bytes, record *out, perch_er
     perch_status status = PERCH_OK;
     for (uint32_t i = 0; i < n && !status; i++) {
         status = take_section(bytes, bytes + HEADER_BYTES + i * SECTION_BYTES, end, out, &seen, err);
-    }
-    if (!status && (!out->kv_of != !out->kv)) {
-        return malformed(err, "its KV comes without what computed it, or that without KV");
-    }
-    if (!status && out->kv &&
-        (out->group_bytes == 0 || out->kv_bytes % out->group_bytes ||
-         out->kv_bytes / out->group_bytes > (out->n_tokens + KV_GROUP_TOKENS - 1) / KV_GROUP_TOKENS)) {
-        return malformed(err, "its KV is not that of its tokens");
     }
     const uint32_t needed = 1u << RECORD_MODEL | 1u << RECORD_META | 1u << RECORD_TOKENS;
     return status ? status : (seen & needed) != needed ? malformed(err, "a section is missing") : PERCH_OK;

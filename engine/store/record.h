@@ -9,7 +9,7 @@
  *   end u64 XXH3 of all before
  *
  * A reader passes over a section that it does not know, unless RECORD_REQUIRED is among its flags. So what may be left
- * out can come to it later.
+ * out, like keys and values, can come to it later.
  */
 #ifndef PERCH_ENGINE_STORE_RECORD_H
 #define PERCH_ENGINE_STORE_RECORD_H
@@ -22,10 +22,7 @@ typedef enum record_section {
     RECORD_MODEL = 1,  /* text: what the tokens are tokens of */
     RECORD_META = 2,   /* u64 n_turns, created_ms, touched_ms */
     RECORD_TOKENS = 3, /* i32 token IDs */
-    RECORD_KEY = 4,    /* text: the key that it was exported under; not required */
-    RECORD_KV_OF = 5,  /* text: what computed the KV; not required, as the next one */
-    RECORD_KV =
-        6 /* u64 bytes of a group of 16 tokens, then the KV of the first groups, side by side; the last section */
+    RECORD_KEY = 4     /* text: the key that it was exported under; not required */
 } record_section;
 
 /* A sequence that is written, or was read; then everything points into the bytes, and is aligned to nothing. */
@@ -37,20 +34,11 @@ typedef struct record {
     size_t n_tokens;
     const char *key; /* or NULL */
     size_t key_bytes;
-    const char *kv_of; /* or NULL: it has no KV */
-    size_t kv_of_bytes;
-    uint64_t group_bytes;
-    const void *kv;  /* [kv_bytes]: whole groups, no more than n_tokens lie in */
-    size_t kv_bytes; /* writing: with kv NULL room is left for them, for the caller to fill; then record_seal */
 } record;
 
 /* The bytes that r takes; and writes them. */
 size_t record_bytes(const record *r);
 void record_write(const record *r, void *out);
-
-/* Where its KV begins; and the checksum of bytes that were filled in since record_write. */
-size_t record_kv_at(const record *r);
-void record_seal(void *bytes, size_t n_bytes);
 
 /* E_FORMAT: not such bytes, cut off, or changed. E_UNSUPPORTED: of a later version. */
 perch_status record_read(const void *bytes, size_t n_bytes, record *out, perch_error *err);

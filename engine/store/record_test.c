@@ -32,8 +32,6 @@ static unsigned char *make(size_t n, const char *key, size_t *n_bytes) {
     return bytes;
 }
 
-static void put_u32(unsigned char *at, uint32_t number) { memcpy(at, &number, 4); }
-
 static void seal(unsigned char *bytes, size_t n_bytes) {
     uint64_t hash = XXH3_64bits(bytes, n_bytes - 8);
     memcpy(bytes + n_bytes - 8, &hash, 8);
@@ -59,52 +57,6 @@ static void what_is_written_is_read(void) {
     }
 }
 
-/* With KV that is filled in after the rest was written, and with less of it than there was room for. */
-static void kv_comes_along(void) {
-    static const int32_t tokens[33] = {7, 8, 9};
-    static const char of[] = "cpu avx512 f32";
-    unsigned char kv[3 * 48], bytes[1024];
-    for (size_t i = 0; i < sizeof kv; i++) {
-        kv[i] = (unsigned char)(i * 37);
-    }
-    for (size_t n_groups = 0; n_groups <= 3; n_groups++) {
-        record w = {.model = of_model,
-                    .model_bytes = sizeof of_model - 1,
-                    .tokens = tokens,
-                    .n_tokens = 33,
-                    .key = n_groups % 2 ? "k" : NULL,
-                    .key_bytes = n_groups % 2,
-                    .kv_of = of,
-                    .kv_of_bytes = sizeof of - 1,
-                    .group_bytes = 48,
-                    .kv_bytes = sizeof kv};
-        record r;
-        CU_ASSERT_FATAL(record_bytes(&w) <= sizeof bytes);
-        size_t at = record_kv_at(&w);
-        memcpy(bytes + at, kv, n_groups * 48);
-        w.kv_bytes = n_groups * 48;
-        CU_ASSERT_EQUAL(record_kv_at(&w), at);
-        record_write(&w, bytes);
-        CU_ASSERT_EQUAL(record_read(bytes, record_bytes(&w), &r, NULL), PERCH_OK);
-        CU_ASSERT(r.kv_of_bytes == sizeof of - 1 && !memcmp(r.kv_of, of, r.kv_of_bytes));
-        CU_ASSERT(r.group_bytes == 48 && r.kv_bytes == n_groups * 48 && !memcmp(r.kv, kv, r.kv_bytes));
-        CU_ASSERT_EQUAL(r.n_tokens, 33);
-        bytes[at - 8] = 47; /* group_bytes */
-        record_seal(bytes, record_bytes(&w));
-        CU_ASSERT_EQUAL(record_read(bytes, record_bytes(&w), &r, NULL), n_groups ? PERCH_E_FORMAT : PERCH_OK);
-        bytes[at - 8] = 16; /* three times as many: more than the tokens lie in */
-        record_seal(bytes, record_bytes(&w));
-        CU_ASSERT_EQUAL(record_read(bytes, record_bytes(&w), &r, NULL), n_groups > 1 ? PERCH_E_FORMAT : PERCH_OK);
-        bytes[at - 8] = 0;
-        record_seal(bytes, record_bytes(&w));
-        CU_ASSERT_EQUAL(record_read(bytes, record_bytes(&w), &r, NULL), PERCH_E_FORMAT);
-        bytes[at - 8] = 48;
-        put_u32(bytes + 24 + 24 * (n_groups % 2 ? 4 : 3), 99); /* no KV_OF */
-        record_seal(bytes, record_bytes(&w));
-        CU_ASSERT_EQUAL(record_read(bytes, record_bytes(&w), &r, NULL), PERCH_E_FORMAT);
-    }
-}
-
 static void every_flipped_bit_and_every_length_is_told(void) {
     size_t n_bytes;
     unsigned char *bytes = make(20, "k", &n_bytes);
@@ -121,6 +73,8 @@ static void every_flipped_bit_and_every_length_is_told(void) {
     CU_ASSERT_EQUAL(record_read(bytes, n_bytes, &r, &err), PERCH_OK);
     free(bytes);
 }
+
+static void put_u32(unsigned char *at, uint32_t number) { memcpy(at, &number, 4); }
 
 /* Changes that a checksum does not tell, since it is right. */
 static void nonsense_with_a_right_checksum_is_refused(void) {
@@ -164,7 +118,6 @@ int main(int argc, char **argv) {
     static const test_case tests[] = {
 #define TEST(name) {#name, name}
         TEST(what_is_written_is_read),
-        TEST(kv_comes_along),
         TEST(every_flipped_bit_and_every_length_is_told),
         TEST(nonsense_with_a_right_checksum_is_refused),
     };

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "corpus/record"
-MODEL, META, TOKENS, KEY, KV_OF, KV, UNKNOWN = 1, 2, 3, 4, 5, 6, 77
+MODEL, META, TOKENS, KEY, UNKNOWN = 1, 2, 3, 4, 77
 
 
 def export(sections, version=1, n_sections=None, shift=0):
@@ -25,18 +25,11 @@ model = (MODEL, 1, b"llama layers=2 heads=4 hidden=64 vocab=512 weights=01234567
 meta = (META, 1, struct.pack("<QQQ", 3, 1700000000000, 1700000001000))
 tokens = (TOKENS, 1, struct.pack("<6i", 1, 5, 7, 400, 2, 511))
 key = (KEY, 0, b"user-42")
-kv_of = (KV_OF, 0, b"cpu avx512 f32")
-kv = (KV, 0, struct.pack("<Q", 32) + bytes(range(32)))
 seeds = {
     "whole": export([model, meta, tokens]),
     "with_key": export([model, meta, tokens, key]),
     "no_tokens": export([model, meta, (TOKENS, 1, b"")]),
     "unknown_section": export([model, meta, tokens, (UNKNOWN, 0, b"later")]),
-    "with_kv": export([model, meta, tokens, kv_of, kv]),
-    "near_kv_of_nothing": export([model, meta, tokens, kv]),
-    "near_no_kv": export([model, meta, tokens, kv_of]),
-    "near_kv_cut": export([model, meta, tokens, kv_of, (KV, 0, kv[2][:-1])]),
-    "near_kv_short": export([model, meta, tokens, kv_of, (KV, 0, b"1234")]),
     "near_unknown_required": export([model, meta, tokens, (UNKNOWN, 1, b"later")]),
     "near_later_version": export([model, meta, tokens], version=2),
     "near_no_model": export([meta, tokens]),
