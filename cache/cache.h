@@ -22,7 +22,7 @@
  *
  * The cache follows no device pointer: it decides, and appends kv_commands to a list that the engine executes before
  * the forward pass. Every operation is O(1) or O(pages that it moves). Nothing allocates but create, entry_create,
- * entry_reserve and fork. Not thread-safe: the engine calls it under its lock.
+ * entry_reserve, entry_hint and fork; arrays are given back, and shrink, where that can't fail. Not thread-safe: the engine calls it under its lock.
  */
 #ifndef PERCH_CACHE_CACHE_H
 #define PERCH_CACHE_CACHE_H

@@ -55,7 +55,7 @@ perch_status costs_start(perch_engine *e, const plan_parts *parts, perch_error *
         status = status ? status : measure_prefill(&at, 0, n / 4, 2, &e->costs, NULL, err);
     }
     e->lane = at.lane;
-    disk_measure(e, parts);
+    status = status ? status : disk_measure(e, parts, err);
     cache_costs costs;
     cost_get(&e->costs, &costs);
     cache_set_costs(e->kv, &costs);

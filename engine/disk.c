@@ -16,6 +16,9 @@
 #define AT_ONCE 32u
 /* How fast the disk is, is measured by reading so many. */
 #define MEASURED_PAGES 16u
+#define MOST_MEASURE_US 30000000u
+/* The step thread's sleep while it has nothing else to do: no longer, since deadlines pass whatever the disk does. */
+#define WAIT_MS 20u
 
 /* Called by a thread of the page file's. */
 static void on_done(void *engine) {
@@ -46,6 +49,10 @@ perch_status disk_open(perch_engine *e, const plan_parts *parts, uint64_t *seed,
     perch_status status = page_file_open(&config, &e->disk.file, err);
     *seed = status ? 0 : page_file_info_get(e->disk.file).seed;
     return status;
+}
+
+uint64_t disk_host_bytes(uint32_t n_frames) {
+    return n_frames ? page_file_host_bytes(n_frames, CACHE_DISK_REQUESTS) + n_frames * sizeof(cache_left_page) : 0;
 }
 
 void disk_close(perch_engine *e) {
@@ -123,54 +130,65 @@ perch_status disk_take_over(perch_engine *e, const plan_parts *parts, perch_erro
 
 /* --------------------------------------------------------------- measured -- */
 
-/* Submits and waits; false where any of them did not go well. *us: from the first to the last. */
-static bool run(perch_engine *e, page_request *requests, size_t n, double *us) {
+/* Submits, and waits for all of them; *good: each went well. E_IO: the disk does not answer. */
+static perch_status run(perch_engine *e, page_request *requests, size_t n, bool *good, double *us, perch_error *err) {
     page_result results[MEASURED_PAGES];
     uint64_t first, begin_us = time_us();
-    bool good = page_file_submit(e->disk.file, requests, n, &first, NULL) == PERCH_OK;
-    for (size_t n_done = 0; good && n_done < n;) {
+    perch_status status = page_file_submit(e->disk.file, requests, n, &first, err);
+    *good = true;
+    for (size_t n_done = 0; !status && n_done < n;) {
         size_t n_new = page_file_poll(e->disk.file, results, n);
         for (size_t i = 0; i < n_new; i++) {
-            good = good && results[i].outcome == PAGE_OK;
+            *good = *good && results[i].outcome == PAGE_OK;
         }
         n_done += n_new;
-        if (n_new == 0) {
+        if (n_new == 0 && time_us() - begin_us > MOST_MEASURE_US) {
+            status = err_set(err, PERCH_E_IO, "[cache] disk_path: %s: no answer for %u s", e->options.disk_path,
+                             MOST_MEASURE_US / 1000000u);
+        } else if (n_new == 0) {
             nanosleep(&(struct timespec){0, 20000}, NULL);
         }
     }
     *us = (double)(time_us() - begin_us);
-    return good;
+    return status;
 }
 
-void disk_measure(perch_engine *e, const plan_parts *parts) {
-    page_request requests[MEASURED_PAGES];
-    uint32_t n = 0, n_frames = 0;
-    double us;
-    if (e->disk.file) {
-        n_frames =
-            parts->cache.n_frames < parts->cache.n_disk_frames ? parts->cache.n_frames : parts->cache.n_disk_frames;
-    }
-    for (uint32_t frame = 0; frame < n_frames && n < MEASURED_PAGES; frame++, n++) {
+/* Empty frames, which get whole pages that nobody can find; none of those with something in them is touched. */
+static size_t empty_frames(const perch_engine *e, const plan_parts *parts, page_request requests[MEASURED_PAGES]) {
+    size_t n = 0;
+    for (uint32_t frame = 0; frame < parts->cache.n_disk_frames && n < MEASURED_PAGES; frame++) {
         page_record record;
-        uint8_t *data = e->backend->host_frame(e->device, frame);
-        requests[n] = (page_request){.op = PAGE_READ, .frame = frame, .data = data};
-        if (!page_file_get(e->disk.file, frame, &record)) { /* nobody can find what is written there */
-            page_request write = {.op = PAGE_WRITE, .frame = frame, .data = data};
-            memset(data, 0x5a, e->plan.page_bytes);
-            write.record.n_bytes = e->plan.page_bytes;
-            if (!run(e, &write, 1, &us)) {
-                return;
-            }
+        if (n < parts->cache.n_frames && !page_file_get(e->disk.file, frame, &record)) {
+            page_request *r = &requests[n];
+            *r = (page_request){.op = PAGE_WRITE, .frame = frame};
+            r->data = e->backend->host_frame(e->device, (uint32_t)n++);
+            r->record.n_bytes = e->plan.page_bytes;
+            memset(r->data, 0x5a, e->plan.page_bytes);
         }
     }
-    for (int i = 0; i < 3 && n > 0; i++) {
-        if (run(e, requests, 1, &us)) {
+    return n;
+}
+
+perch_status disk_measure(perch_engine *e, const plan_parts *parts, perch_error *err) {
+    page_request requests[MEASURED_PAGES];
+    bool good = false;
+    double us;
+    size_t n = e->disk.file ? empty_frames(e, parts, requests) : 0;
+    perch_status status = n ? run(e, requests, n, &good, &us, err) : PERCH_OK;
+    for (size_t i = 0; i < n; i++) {
+        requests[i].op = PAGE_READ;
+    }
+    for (int i = 0; i < 3 && !status && good; i++) {
+        status = run(e, requests, 1, &good, &us, err);
+        if (!status && good) {
             cost_add_load(&e->costs, CACHE_DISK, e->plan.page_bytes, us);
+            status = run(e, requests, n, &good, &us, err);
         }
-        if (run(e, requests, n, &us)) {
+        if (!status && good) {
             cost_add_load(&e->costs, CACHE_DISK, n * e->plan.page_bytes, us);
         }
     }
+    return status;
 }
 
 /* ----------------------------------------------------------------- submit -- */
@@ -195,10 +213,13 @@ static void submit(perch_engine *e, bool write, page_request *requests, size_t n
     if (e->disk.simulated) {
         simulated_disk_submit(e->disk.simulated, requests, n, &first);
         note_sent(e, write, first, n);
-    } else if (page_file_submit(e->disk.file, requests, n, &first, NULL)) { /* which would be our own mistake */
-        e->disk.error = PERCH_E_INVALID;
-        for (size_t i = 0; i < n; i++) {
-            cache_disk_done(e->kv, requests[i].frame, CACHE_DISK_FAILED);
+    } else if (page_file_submit(e->disk.file, requests, n, &first, NULL)) { /* one of them can't be */
+        for (size_t i = 0; n > 1 && i < n; i++) {
+            submit(e, write, &requests[i], 1);
+        }
+        if (n == 1) {
+            e->disk.error = PERCH_E_INVALID;
+            cache_disk_done(e->kv, requests[0].frame, CACHE_DISK_FAILED);
         }
     } else {
         note_sent(e, write, first, n);
@@ -251,6 +272,6 @@ void disk_wait(perch_engine *e) {
     if (e->disk.simulated) {
         simulated_disk_wait(e->disk.simulated);
     } else if (cache_disk_pending(e->kv) && !e->disk.done && !e->stopping) {
-        pthread_cond_wait(&e->work, &e->lock);
+        engine_sleep(e, WAIT_MS);
     }
 }

@@ -278,6 +278,15 @@ perch_status engine_open_on(const perch_options *options, const engine_place *pl
     return open_engine(options, place, false, out, err);
 }
 
+void engine_sleep(perch_engine *e, uint32_t ms) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += (long)(ms % 1000) * 1000000L;
+    until.tv_sec += ms / 1000 + until.tv_nsec / 1000000000L;
+    until.tv_nsec %= 1000000000L;
+    pthread_cond_timedwait(&e->work, &e->lock, &until);
+}
+
 perch_status perch_engine_create(const perch_options *options, perch_engine **out, perch_error *err) {
     return engine_open(options, true, out, err);
 }

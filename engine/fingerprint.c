@@ -8,11 +8,16 @@
 #include "engine/model/checkpoint.h"
 #include "engine/text/text.h"
 
+#include <glob.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <xxhash.h>
 
 #define SAMPLE_BYTES ((size_t)512)
+
+/* To be raised with every change of arithmetic that changes a bit of KV: what is kept on disks is not used again then. */
+#define KV_EPOCH 1u
 
 static uint64_t mix(uint64_t hash, const void *bytes, size_t n) { return XXH3_64bits_withSeed(bytes, n, hash); }
 
@@ -129,17 +134,35 @@ perch_status fingerprint_check(const perch_engine *e, const char *of, perch_erro
                    here);
 }
 
-void fingerprint_kv(const perch_engine *e, char out[FINGERPRINT_KV_CAP]) {
-    const char *backend = e->backend->describe(e->device);
-    snprintf(out, FINGERPRINT_KV_CAP,
-             "%s dtype=%s weight_format=%s group_bytes=%llu deterministic=%d perch=%s computed_by=%.*s", e->model_text,
-             e->plan.dtype, e->plan.weight_format, (unsigned long long)e->plan.group_bytes,
-             e->options.deterministic == PERCH_ON, perch_version(), (int)strcspn(backend, ","), backend);
+/* When the weights' files were written, and how long they are: a few rows that were changed are not in the sample. */
+static uint64_t hash_file_times(const perch_options *o) {
+    char pattern[PERCH_PATH_CAP + 32];
+    glob_t found = {.gl_pathc = 0};
+    uint64_t hash = 0;
+    snprintf(pattern, sizeof pattern, "%s/*.safetensors", o->path);
+    bool any = o->weights == PERCH_WEIGHTS_FILE && glob(pattern, 0, NULL, &found) == 0;
+    for (size_t i = 0; any && i < found.gl_pathc; i++) {
+        struct stat file;
+        if (stat(found.gl_pathv[i], &file) == 0) {
+            const int64_t numbers[] = {file.st_size, file.st_mtim.tv_sec, file.st_mtim.tv_nsec};
+            hash = mix(hash, numbers, sizeof numbers);
+        }
+    }
+    globfree(&found);
+    return hash;
 }
 
 void fingerprint_kv_key(const perch_engine *e, uint8_t key[PAGE_KEY_BYTES]) {
-    char text[FINGERPRINT_KV_CAP];
-    fingerprint_kv(e, text);
+    char text[STORE_MODEL_CAP + 512];
+    const perch_options *o = &e->options;
+    const char *backend = e->backend->describe(e->device);
+    bool gpu =
+        e->backend->async != NULL; /* there the driver counts, and for how many rows products were chosen (ADR 23) */
+    snprintf(text, sizeof text,
+             "%s dtype=%s weight_format=%s group_bytes=%llu files=%016llx deterministic=%d step=%u perch=%s.%u by=%.*s",
+             e->model_text, e->plan.dtype, e->plan.weight_format, (unsigned long long)e->plan.group_bytes,
+             (unsigned long long)hash_file_times(o), o->deterministic == PERCH_ON, gpu ? o->max_step_tokens : 0,
+             perch_version(), KV_EPOCH, gpu ? (int)strlen(backend) : (int)strcspn(backend, ","), backend);
     for (uint64_t half = 0; half < 2; half++) {
         XXH128_canonical_t bytes;
         XXH128_canonicalFromHash(&bytes, XXH3_128bits_withSeed(text, strlen(text), half));

@@ -290,6 +290,9 @@ static inline uint64_t engine_now(const perch_engine *e) { return e->now_us ? e-
 /* engine.c: a host thread that waited (n_inside) goes; perch_engine_destroy waits until all have. Under the lock. */
 void engine_leave(perch_engine *e);
 
+/* engine.c: the step thread waits for work, for so long at most. Under the lock. */
+void engine_sleep(perch_engine *e, uint32_t ms);
+
 /* step.c. engine_step: one step, if there is anything to do; under the lock. */
 bool engine_step(perch_engine *e);
 void *step_main(void *engine);
@@ -322,8 +325,9 @@ void costs_stats(const perch_engine *e, perch_stats *stats);
 perch_status disk_open(perch_engine *e, const plan_parts *parts, uint64_t *seed, perch_error *err);
 perch_status disk_take_over(perch_engine *e, const plan_parts *parts, perch_error *err);
 /* How fast it is, for the cost model: before anything else is done with the file. */
-void disk_measure(perch_engine *e, const plan_parts *parts);
+perch_status disk_measure(perch_engine *e, const plan_parts *parts, perch_error *err);
 void disk_close(perch_engine *e);
+uint64_t disk_host_bytes(uint32_t n_frames); /* host memory that it takes beside the host tier's */
 void disk_submit(perch_engine *e);
 void disk_poll(perch_engine *e);
 void disk_wait(perch_engine *e); /* until something is done, or anything else wakes the step thread */
@@ -363,9 +367,7 @@ void engine_poison(perch_engine *e, const perch_error *why);
 /* fingerprint.c: what model the tokens are of, as text; E_MODEL where `of` is another's, which says what differs. */
 perch_status fingerprint_make(const perch_engine *e, char out[STORE_MODEL_CAP], perch_error *err);
 perch_status fingerprint_check(const perch_engine *e, const char *of, perch_error *err);
-/* What KV is of, as text and as the key of a page file: the model, its type and layout, and what computes it. */
-#define FINGERPRINT_KV_CAP (STORE_MODEL_CAP + 256u)
-void fingerprint_kv(const perch_engine *e, char out[FINGERPRINT_KV_CAP]);
+/* What KV is of, as the key of a page file: the model and its files, type and layout, and what computes it. */
 void fingerprint_kv_key(const perch_engine *e, uint8_t key[PAGE_KEY_BYTES]);
 
 /* events.c: what token adds to a stream's text; nothing where the model has ids that the tokenizer has not. Without the lock. */

@@ -132,17 +132,12 @@ void observe_pass(perch_engine *e) {
 }
 
 void observe_wait(perch_engine *e) {
-    struct timespec until;
     if (!e->observer.stats_file) {
         pthread_cond_wait(&e->work, &e->lock);
         return;
     }
     write_stats(e, time_us());
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += WRITE_IDLE_MS * 1000000L;
-    until.tv_sec += until.tv_nsec / 1000000000L;
-    until.tv_nsec %= 1000000000L;
-    pthread_cond_timedwait(&e->work, &e->lock, &until);
+    engine_sleep(e, WRITE_IDLE_MS);
 }
 
 /* ------------------------------------------------------------- requests -- */

@@ -107,10 +107,12 @@ static perch_status choose_n_pages(const perch_options *o, uint64_t left_bytes, 
  */
 static void plan_tiers(const perch_options *o, cache_config *kv, perch_plan *plan) {
     uint64_t n_frames = o->host_bytes / kv->page_bytes;
-    uint32_t n_disk = o->disk_bytes ? page_file_capacity(kv->page_bytes, 0, o->disk_bytes) : 0;
+    uint32_t max_tokens = kv->prefix_index ? cache_page_tokens(kv) : 0;
+    uint32_t n_disk = o->disk_bytes ? page_file_capacity(kv->page_bytes, max_tokens, o->disk_bytes) : 0;
     kv->n_frames = n_frames < MAX_FRAMES ? (uint32_t)n_frames : MAX_FRAMES;
     kv->n_disk_frames = n_disk < MAX_FRAMES ? n_disk : MAX_FRAMES;
     kv->restore = (cache_restore)o->restore;
+    plan->host_bytes += disk_host_bytes(kv->n_disk_frames);
     plan->host_tier_bytes = kv->n_frames * kv->page_bytes;
     plan->disk_tier_bytes = kv->n_disk_frames ? o->disk_bytes : 0;
     if (kv->n_disk_frames && !kv->n_frames) {

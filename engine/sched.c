@@ -242,6 +242,13 @@ static bool take_prefix(sched *s, sched_item *item, uint32_t keep) {
     return true;
 }
 
+/* Pages that are copied count as pinned until that is done. */
+static bool moves_pages(const cache *kv) {
+    cache_transfer one;
+    return cache_transfers_pending(kv, CACHE_STORE) || cache_transfers_pending(kv, CACHE_LOAD) ||
+           cache_transfers(kv, CACHE_STORE, &one, 1) || cache_transfers(kv, CACHE_LOAD, &one, 1);
+}
+
 /*
  * Gives a waiting item a row if there is memory for all of its tokens, beside a page for each row that already runs. At least
  * one token is computed, and all whose logits are wanted, even where the cache has them.
@@ -255,7 +262,7 @@ static bool admit(sched *s, sched_item *item) {
         return false;
     }
     while (!cache_can_hold(s->kv, item->entry, item->n_tokens, s->n_running)) {
-        if (s->n_running > 0 || !cache_yield_kept(s->kv)) { /* nobody else will ever make room */
+        if (s->n_running > 0 || moves_pages(s->kv) || !cache_yield_kept(s->kv)) { /* nobody else will ever make room */
             return false;
         }
     }

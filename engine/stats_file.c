@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <pthread.h>
 
 #define MOST_OF_A_PROCESS 1000 /* engines of one process in the folder */
 
@@ -125,7 +126,7 @@ static void describe(stats_image *image, const stats_image *about) {
     snprintf(image->perch_version, sizeof image->perch_version, "%s", perch_version());
 }
 
-perch_status stats_file_open(const char *file, const stats_image *about, stats_file **out, perch_error *err) {
+static perch_status make(const char *file, const stats_image *about, stats_file **out, perch_error *err) {
     char made[sizeof((stats_file *)0)->path + 32];
     stats_file *f = calloc(1, sizeof *f);
     *out = NULL;
@@ -139,7 +140,9 @@ perch_status stats_file_open(const char *file, const stats_image *about, stats_f
         stats_file_close(f);
         return status;
     }
-    snprintf(made, sizeof made, "%s.new-%ld", f->path, (long)getpid());
+    const char *slash = strrchr(f->path, '/'); /* a name that begins with a dot: sweep is not to take it */
+    int folder_bytes = slash ? (int)(slash + 1 - f->path) : 0;
+    snprintf(made, sizeof made, "%.*s.%s.new-%ld", folder_bytes, f->path, f->path + folder_bytes, (long)getpid());
     bool done = fill(f, made);
     if (done) {
         const stats_sample none = {.at_us = about->begun_us, .stats.struct_size = sizeof(perch_stats)};
@@ -156,6 +159,14 @@ perch_status stats_file_open(const char *file, const stats_image *about, stats_f
     }
     *out = f;
     return PERCH_OK;
+}
+
+perch_status stats_file_open(const char *file, const stats_image *about, stats_file **out, perch_error *err) {
+    static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; /* of a process: or two would take one name */
+    pthread_mutex_lock(&one_at_a_time);
+    perch_status status = make(file, about, out, err);
+    pthread_mutex_unlock(&one_at_a_time);
+    return status;
 }
 
 void stats_file_write(stats_file *f, const stats_sample *sample) { stats_turn_put(&f->image->live, sample); }

@@ -4,12 +4,21 @@
 #include "bench_bound.h"
 
 #include <math.h>
+#include <string.h>
 
 static double rate(double limit, double work) { return limit > 0.0 && work > 0.0 ? limit / work : (double)NAN; }
 
 /* Floating-point operations of one token's attention to n tokens: a product and a sum for each element of K and of V. */
 static double attention_flops(const perch_plan *plan, double n) {
     return 4.0 * plan->n_layers * plan->n_heads * plan->head_dim * n;
+}
+
+/* Of a weight. Quantized ones, with their scales and with what keeps more bits, by what they take in all. */
+static double element_bytes(const perch_plan *plan) {
+    if (strcmp(plan->weight_format, plan->dtype) != 0) {
+        return (double)plan->weights_bytes / (double)plan->n_parameters;
+    }
+    return strcmp(plan->dtype, "f32") == 0 ? 4.0 : 2.0;
 }
 
 void bench_bound_compute(struct bench_run *run, struct bench_bound *bound) {
@@ -25,8 +34,7 @@ void bench_bound_compute(struct bench_run *run, struct bench_bound *bound) {
     double prompt = run->prompt_tokens;
     double prefill_flops =
         2.0 * (parameters - output) + 2.0 * output / prompt + attention_flops(plan, (prompt + 1) / 2);
-    double read_share = parameters / (double)plan->n_parameters;
-    double step_bytes = read_share * (double)plan->weights_bytes + rows * context * (double)plan->kv_bytes_per_token;
+    double step_bytes = parameters * element_bytes(plan) + rows * context * (double)plan->kv_bytes_per_token;
     double step_flops = rows * (2.0 * parameters + attention_flops(plan, context));
 
     bound->prefill_by_matrix = rate(multiplied, prefill_flops);

@@ -116,6 +116,10 @@ static perch_status start_threads(page_file *file, perch_error *err) {
     return PERCH_OK;
 }
 
+uint64_t page_file_host_bytes(uint32_t n_frames, uint32_t max_requests) {
+    return sizeof(page_file) + (uint64_t)n_frames * sizeof(page_frame) + (uint64_t)max_requests * sizeof(page_job);
+}
+
 perch_status page_file_open(const page_file_config *config, page_file **out, perch_error *err) {
     *out = NULL;
     perch_status status = check_config(config, err);

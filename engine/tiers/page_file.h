@@ -80,6 +80,9 @@ typedef struct page_file_info {
     uint64_t seed; /* drawn when the file was created: for names that nobody outside can make collide */
 } page_file_info;
 
+/* Host memory that an open file takes. */
+uint64_t page_file_host_bytes(uint32_t n_frames, uint32_t max_requests);
+
 /* The most frames with which the file has at most file_bytes; 0: not one. */
 uint32_t page_file_capacity(uint64_t page_bytes, uint32_t max_tokens, uint64_t file_bytes);
 

@@ -415,7 +415,8 @@ PERCH_API perch_status perch_engine_create(const perch_options *options, perch_e
 /*
  * Ends running requests without further events, joins the engine's threads, frees everything. Threads that wait in perch_next or
  * perch_submit come back with E_SHUTDOWN; no call may begin after this one. What lmdb or redis have of open sequences stays
- * there, retained or not: perch_sequence_close and perch_sequence_remove take it away, and the limits of [store].
+ * there, retained or not: perch_sequence_close and perch_sequence_remove take it away, and the limits of [store]. With a disk
+ * tier it writes idle KV there first, for disk_keep_ms at most, and waits for what the disk is still doing.
  */
 PERCH_API void perch_engine_destroy(perch_engine *engine);
 

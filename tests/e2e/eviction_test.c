@@ -658,6 +658,8 @@ static void logits_are_the_same_bits_whatever_was_evicted(void) {
     printf("  %llu restarts that found %llu pages\n", (unsigned long long)t.n_restarts, (unsigned long long)t.n_found);
     /* the schedules are worth something only if these things happen in them */
     CU_ASSERT_TRUE(n < 100 || (t.n_restarts > n / 8 && t.n_found > n / 20));
+    CU_ASSERT_TRUE(n < 3 || (t.n_evictions > 0 && t.n_hits + t.n_partial_hits > 0 && t.n_prefix > 0));
+    CU_ASSERT_TRUE(n < 30 || (t.n_preemptions > 0 && t.n_restored > 0));
     CU_ASSERT_TRUE(n < 50 || (t.n_evictions > n && t.n_preemptions > n && t.n_hits > n / 2));
     CU_ASSERT_TRUE(n < 100 ||
                    (t.n_partial_hits > 0 && t.n_misses > 0 && t.n_copied > 0 && t.n_prefix > n && t.n_restored > n));

@@ -5,10 +5,12 @@
 #include "engine/impl.h"
 #include "tests/e2e/host.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -192,6 +194,32 @@ static void a_killed_engine_leaves_what_it_had_written(void) {
     forget();
 }
 
+/* A third of the file is not what was written: noticed page by page, and nothing else is given up for it. */
+static void pages_that_rot_between_two_engines_are_computed(void) {
+    const perch_options o = options_of();
+    answers got;
+    uint8_t junk[PAGE];
+    struct stat file = {.st_size = 0};
+    (void)expected();
+    (void)run_round(&o, 0, got);
+    int fd = open(o.disk_path, O_RDWR | O_CLOEXEC);
+    memset(junk, 0x77, sizeof junk);
+    CU_ASSERT_TRUE(fd >= 0 && fstat(fd, &file) == 0);
+    CHECK_MSG((uint64_t)file.st_size <= o.disk_bytes, "%lld bytes", (long long)file.st_size);
+    for (off_t at = file.st_size - 550 * PAGE; at + PAGE <= file.st_size; at += 3 * PAGE) {
+        CU_ASSERT_EQUAL(pwrite(fd, junk, PAGE, at), PAGE);
+    }
+    close(fd);
+    perch_stats second = run_round(&o, 1, got);
+    check_round(got, 1);
+    printf("  %llu pages found, %llu corrupt, %llu tokens loaded, %llu computed\n",
+           (unsigned long long)second.disk_found_pages, (unsigned long long)second.corrupt_pages,
+           (unsigned long long)second.restored_tokens, (unsigned long long)second.prefill_tokens);
+    CU_ASSERT_TRUE(second.corrupt_pages > 0 && second.restored_tokens > 0);
+    CU_ASSERT_EQUAL(second.disk_status, PERCH_OK);
+    forget();
+}
+
 int main(int argc, char **argv) {
     static const test_case tests[] = {
 #define TEST(name) {#name, name}
@@ -199,6 +227,7 @@ int main(int argc, char **argv) {
         TEST(an_engine_that_computes_otherwise_finds_nothing),
         TEST(a_closed_conversation_is_found_by_who_begins_alike),
         TEST(a_killed_engine_leaves_what_it_had_written),
+        TEST(pages_that_rot_between_two_engines_are_computed),
     };
     if (!mkdtemp(folder)) {
         return 1;

@@ -358,6 +358,7 @@ static void so_do_reads_and_writes_of_the_disk(void) {
     perch_options o = options_of();
     o.host_bytes = 12 * o.page_bytes;
     o.disk_bytes = 400 * o.page_bytes;
+    o.disk_keep_ms = 0; /* nothing is written behind the statistics */
     snprintf(o.disk_path, sizeof o.disk_path, "%s.pages", file);
     perch_stats stats = read_life(&o);
     CHECK_MSG(stats.spilled_pages > 0 && stats.fetched_pages > 0, "%llu pages spilled, %llu fetched",
