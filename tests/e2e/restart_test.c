@@ -52,7 +52,7 @@ static void wait_until_idle(perch_engine *e) {
 static void talk(perch_engine *e, int round, answers out) {
     for (int i = 0; i < N; i++) {
         int32_t tokens[PROMPT];
-        char key[16];
+        char key[24];
         perch_sequence_options named;
         perch_sequence_id id;
         host_result r = {0};
