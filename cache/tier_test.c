@@ -176,7 +176,9 @@ static void disk_ends(world *w, uint32_t index) {
     if (r->write && !bad) {
         w->left[at] =
             (left_page){.page = {at, r->index, {r->name[0], r->name[1]}, ++w->n_written}, .n_tokens = r->n_tokens};
-        memcpy(w->left[at].tokens, r->tokens, r->n_tokens * sizeof *r->tokens);
+        if (r->n_tokens) {
+            memcpy(w->left[at].tokens, r->tokens, r->n_tokens * sizeof *r->tokens);
+        }
     } else if (how == CACHE_DISK_CORRUPT) {
         w->left[at].n_tokens = 0;
     }

@@ -45,8 +45,8 @@ perch_status disk_open(perch_engine *e, const plan_parts *parts, uint64_t *seed,
     if (e->now_us) {
         return simulated_disk_open(e->device, config.page_bytes, config.max_requests, &e->disk.simulated, err);
     }
-    fingerprint_kv_key(e, config.key);
-    perch_status status = page_file_open(&config, &e->disk.file, err);
+    perch_status status = fingerprint_kv_key(e, config.key, err);
+    status = status ? status : page_file_open(&config, &e->disk.file, err);
     *seed = status ? 0 : page_file_info_get(e->disk.file).seed;
     return status;
 }

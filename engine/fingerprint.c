@@ -8,7 +8,8 @@
 #include "engine/model/checkpoint.h"
 #include "engine/text/text.h"
 
-#include <glob.h>
+#include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -135,37 +136,47 @@ perch_status fingerprint_check(const perch_engine *e, const char *of, perch_erro
 }
 
 /* When the weights' files were written, and how long they are: a few rows that were changed are not in the sample. */
-static uint64_t hash_file_times(const perch_options *o) {
-    char pattern[PERCH_PATH_CAP + 32];
-    glob_t found = {.gl_pathc = 0};
-    uint64_t hash = 0;
-    snprintf(pattern, sizeof pattern, "%s/*.safetensors", o->path);
-    bool any = o->weights == PERCH_WEIGHTS_FILE && glob(pattern, 0, NULL, &found) == 0;
-    for (size_t i = 0; any && i < found.gl_pathc; i++) {
+static perch_status hash_file_times(const perch_options *o, uint64_t *hash, perch_error *err) {
+    static const char ending[] = ".safetensors";
+    *hash = 0;
+    if (o->weights != PERCH_WEIGHTS_FILE) {
+        return PERCH_OK;
+    }
+    DIR *dir = opendir(o->path);
+    if (!dir) {
+        return errno == ENOMEM ? err_nomem(err, "the list of a model's files")
+                               : err_set(err, PERCH_E_IO, "[model] path: %s: %s", o->path, strerror(errno));
+    }
+    for (struct dirent *at; (at = readdir(dir));) {
         struct stat file;
-        if (stat(found.gl_pathv[i], &file) == 0) {
+        size_t n = strlen(at->d_name);
+        if (n >= sizeof ending && strcmp(at->d_name + n + 1 - sizeof ending, ending) == 0 &&
+            fstatat(dirfd(dir), at->d_name, &file, 0) == 0) {
             const int64_t numbers[] = {file.st_size, file.st_mtim.tv_sec, file.st_mtim.tv_nsec};
-            hash = mix(hash, numbers, sizeof numbers);
+            *hash += mix(mix(0, at->d_name, n), numbers, sizeof numbers); /* in any order */
         }
     }
-    globfree(&found);
-    return hash;
+    closedir(dir);
+    return PERCH_OK;
 }
 
-void fingerprint_kv_key(const perch_engine *e, uint8_t key[PAGE_KEY_BYTES]) {
+perch_status fingerprint_kv_key(const perch_engine *e, uint8_t key[PAGE_KEY_BYTES], perch_error *err) {
     char text[STORE_MODEL_CAP + 512];
     const perch_options *o = &e->options;
     const char *backend = e->backend->describe(e->device);
+    uint64_t files;
+    perch_status status = hash_file_times(o, &files, err);
     bool gpu =
         e->backend->async != NULL; /* there the driver counts, and for how many rows products were chosen (ADR 23) */
     snprintf(text, sizeof text,
              "%s dtype=%s weight_format=%s group_bytes=%llu files=%016llx deterministic=%d step=%u perch=%s.%u by=%.*s",
              e->model_text, e->plan.dtype, e->plan.weight_format, (unsigned long long)e->plan.group_bytes,
-             (unsigned long long)hash_file_times(o), o->deterministic == PERCH_ON, gpu ? o->max_step_tokens : 0,
-             perch_version(), KV_EPOCH, gpu ? (int)strlen(backend) : (int)strcspn(backend, ","), backend);
+             (unsigned long long)files, o->deterministic == PERCH_ON, gpu ? o->max_step_tokens : 0, perch_version(),
+             KV_EPOCH, gpu ? (int)strlen(backend) : (int)strcspn(backend, ","), backend);
     for (uint64_t half = 0; half < 2; half++) {
         XXH128_canonical_t bytes;
         XXH128_canonicalFromHash(&bytes, XXH3_128bits_withSeed(text, strlen(text), half));
         memcpy(key + half * sizeof bytes, &bytes, sizeof bytes);
     }
+    return status;
 }

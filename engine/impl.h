@@ -368,7 +368,7 @@ void engine_poison(perch_engine *e, const perch_error *why);
 perch_status fingerprint_make(const perch_engine *e, char out[STORE_MODEL_CAP], perch_error *err);
 perch_status fingerprint_check(const perch_engine *e, const char *of, perch_error *err);
 /* What KV is of, as the key of a page file: the model and its files, type and layout, and what computes it. */
-void fingerprint_kv_key(const perch_engine *e, uint8_t key[PAGE_KEY_BYTES]);
+perch_status fingerprint_kv_key(const perch_engine *e, uint8_t key[PAGE_KEY_BYTES], perch_error *err);
 
 /* events.c: what token adds to a stream's text; nothing where the model has ids that the tokenizer has not. Without the lock. */
 perch_status stream_token(perch_tokenizer_stream *stream, int32_t token, const char **text, size_t *n_bytes,
