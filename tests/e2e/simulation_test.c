@@ -155,10 +155,10 @@ static void check_same_counts(const perch_stats *a, const perch_stats *b) {
 }
 
 static void a_simulation_decides_as_an_engine_that_computes(void) {
-    enum { N_TURNS = 300 };
+    enum { N_TURNS = 300, N_SEEDS = 6 }; /* the least in which all of it happens */
     static turn computed[N_TURNS], guessed[N_TURNS];
     uint64_t n_preemptions = 0;
-    for (uint64_t seed = 1; seed <= test_scaled(6); seed++) {
+    for (uint64_t seed = 1; seed <= N_SEEDS; seed++) {
         perch_options o = host_options("llama");
         perch_hardware hardware = h200();
         perch_engine *real = NULL;
